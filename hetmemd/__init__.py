@@ -1,0 +1,3 @@
+"""hetmemd: memory policies for cgroups, from user space."""
+
+__version__ = "0.1.0"

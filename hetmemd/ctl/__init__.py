@@ -1,0 +1,1 @@
+"""hetmemctl: what a person types and sees."""

@@ -1,0 +1,100 @@
+"""What /proc says of one process or thread. Formats: proc(5) and fs/proc/array.c.
+
+Every function takes the injected root and raises `OSError` (`kernel.libc.is_gone` tells a vanished task).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hetmemd.kernel import mempolicy, nodelist
+from hetmemd.kernel.root import Root
+
+# include/linux/sched.h
+PF_IO_WORKER = 0x10
+PF_EXITING = 0x4
+PF_KTHREAD = 0x200000
+PF_USER_WORKER = 0x4000
+UNCALLABLE = PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD
+"""Tasks that never return to user space, so that nothing can be called in them."""
+
+
+class ProcessId(NamedTuple):
+    """A process for as long as it lives: the pid alone is reused."""
+
+    pid: int
+    start: int
+    """Clock ticks after boot, field 22 of /proc/PID/stat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Fields of /proc/PID/stat or /proc/PID/task/TID/stat."""
+
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    flags: int
+    start: int
+
+
+def parse_stat(text: str) -> Stat:
+    """`comm` may hold spaces and parentheses: everything after the last `)` is plain fields."""
+    head, _, tail = text.rpartition(")")
+    pid, _, comm = head.partition(" (")
+    fields = tail.split()
+    return Stat(int(pid), comm, fields[0], int(fields[1]), int(fields[6]), int(fields[19]))
+
+
+def stat(root: Root, pid: int, tid: int | None = None) -> Stat:
+    return parse_stat(root.read_text(f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"))
+
+
+def identify(root: Root, pid: int) -> ProcessId:
+    return ProcessId(pid, stat(root, pid).start)
+
+
+def tids(root: Root, pid: int) -> list[int]:
+    """Thread ids of a process, the leader among them, ascending."""
+    return sorted(int(name) for name in os.listdir(root.name(f"/proc/{pid}/task")))  # noqa: PTH208
+
+
+def status(root: Root, pid: int, tid: int | None = None) -> dict[str, str]:
+    """`Name: value` lines of status, values stripped."""
+    text = root.read_text(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def mems_allowed(fields: dict[str, str]) -> frozenset[int]:
+    """Nodes that the task's cpuset lets it use, from `status` fields."""
+    return nodelist.parse(fields["Mems_allowed_list"])
+
+
+def cgroup_path(root: Root, pid: int, tid: int | None = None) -> str | None:
+    """The task's cgroup2 path (`/a/b`), None where it has none or its cgroup was removed (` (deleted)`)."""
+    text = root.read_text(f"/proc/{pid}/cgroup" if tid is None else f"/proc/{pid}/task/{tid}/cgroup")
+    for line in text.splitlines():
+        if line.startswith("0::"):
+            path = line[3:]
+            return None if path.endswith(" (deleted)") else path
+    return None
+
+
+def thread_policy(root: Root, pid: int, tid: int) -> mempolicy.Mempolicy | None:
+    """The policy of one thread as the kernel shows it, None where it has no memory (kernel thread, zombie).
+
+    Reads only the beginning of task/TID/numa_maps: each further region costs a walk of its pages. The first region
+    shows the thread's policy unless the application bound that very region (its text, in nearly every program).
+    """
+    name = root.name(f"/proc/{pid}/task/{tid}/numa_maps")
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.fsdecode(os.read(fd, 80))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+    finally:
+        os.close(fd)
+    return mempolicy.parse_line(head) if head else None

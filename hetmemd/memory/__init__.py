@@ -1,0 +1,1 @@
+"""Regions, where pages are, the cheapest set of moves, and moving within budgets."""

@@ -1,0 +1,1 @@
+"""What holds, told to others: Prometheus, the control socket, the journal."""

@@ -1,0 +1,87 @@
+"""The state of the daemon at one moment, as the engine publishes it and everything that reports reads it.
+
+Plain immutable values: a scrape or a `status` never waits for the engine and never sees half of a pass.
+Sizes are bytes, times are seconds (wall clock, `time.time()`), nodes are node ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hetmemd.policy.effective import Effective
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """One process in a policied cgroup."""
+
+    pid: int
+    start: int
+    comm: str
+    outcome: str
+    """Its worst thread's `Outcome` value."""
+    reason: str
+    threads: int
+    policy_now: str
+    """What the kernel shows for the thread group leader, as numa_maps writes it."""
+    bytes_by_node: Mapping[int, int] = field(default_factory=dict)
+    distance: float | None = None
+    """Total variation, 0 to 1, between where the pages are and where they should be; None where not measured."""
+    last_action: str = ""
+    """One line: what was done last, with its errno."""
+    last_action_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupView:
+    """One cgroup that a policy reaches."""
+
+    effective: Effective
+    tasks: tuple[TaskView, ...]
+    bytes_by_node: Mapping[int, int]
+    target_shares: Mapping[int, float]
+    distance: float | None
+    """None where nothing was measured yet, or there is no target."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """One policy file."""
+
+    path: str
+    state: str
+    """`in-force`, `last-good` (broken, its last good version holds), `rejected` (never was good), `masked`."""
+    faults: tuple[str, ...]
+    """`file:line: message`, each with a hint where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """One source of events."""
+
+    name: str
+    """`inotify-cgroup`, `inotify-files`, `proc-connector`."""
+    up: bool
+    events: int
+    losses: int
+    note: str
+    """Why it is down or weaker than it could be, empty otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    at: float
+    version: str
+    started_at: float
+    observing: bool
+    """The kill switch is on: nothing is applied or moved."""
+    cgroups: tuple[CgroupView, ...]
+    files: tuple[FileView, ...]
+    sources: tuple[SourceView, ...]
+    notes: tuple[str, ...]
+    """What this machine cannot do, each with the way round it that is taken (L5)."""
+    kernel_weights: Mapping[int, int] | None
+    """The kernel's global weighted-interleave table, None before 6.9."""
+    scans: int
+    last_scan_seconds: float

@@ -1,0 +1,1 @@
+"""The cgroup tree by identity, and which task is where."""
