@@ -41,8 +41,8 @@ class Placement:
     def shares(self, allowed: frozenset[int]) -> dict[int, float]:
         """The share of pages that each node should hold, of the nodes `allowed` (online with memory, in the cpuset).
 
-        Sums to 1. Empty where the mode asks for no ratio (default, local) or nothing is allowed. `bind`, `preferred` and `preferred-many` ask for no
-        ratio among their nodes: the caller treats any node of the mask as right (`is_ratio`).
+        Sums to 1. Empty where the mode asks for no place (default, local) or nothing is allowed. `bind`, `preferred`
+        and `preferred-many` ask for no ratio among their nodes: any node of the mask is right (`is_ratio`).
         """
         raise NotImplementedError
 
@@ -63,6 +63,17 @@ class Handling:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """One limit on moving (I7)."""
+
+    key: str
+    rate: int
+    """Bytes per second."""
+    burst: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Effective:
     """What holds for one cgroup, with its reasons."""
 
@@ -76,6 +87,8 @@ class Effective:
     inherited_from: Source | None
     rules: tuple[str, ...]
     """Numbers of the rules that decided, in order: `("M1", "I1")`."""
+    buckets: tuple[Bucket, ...] = ()
+    """Every limit that a move in this cgroup must pay, innermost first, without the global one."""
     losers: tuple[Loser, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences for a person: why blocked, what was cut, what is not yet supported."""
