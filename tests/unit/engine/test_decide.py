@@ -1,0 +1,85 @@
+"""Decisions about one thread."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetmemd.engine.decide import Mark, Verb, decide, expected, issuable, shows
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.remote.result import Outcome
+
+S = Flag.STATIC_NODES
+BOTH = frozenset({0, 1})
+WEIGHTED = Mempolicy(Mode.WEIGHTED_INTERLEAVE, BOTH, S)
+BOUND = Mempolicy(Mode.BIND, frozenset({1}), S)
+
+nodes = st.frozensets(st.integers(0, 3), min_size=1)
+with_nodes = st.builds(Mempolicy, st.sampled_from([mode for mode in Mode if mode.takes_nodes]), nodes, st.just(S))
+policies = st.one_of(with_nodes, st.sampled_from([DEFAULT, Mempolicy(Mode.LOCAL)]))
+
+
+@given(policies, policies, nodes, st.none() | st.builds(Mark, policies), st.sets(policies, max_size=3))
+def test_L1_a_decision_that_was_carried_out_decides_nothing_more(
+    now: Mempolicy, wanted: Mempolicy, allowed: frozenset[int], mark: Mark | None, issued: set[Mempolicy]
+) -> None:
+    first = decide(now, wanted, allowed, mark, issued)
+    if first.verb is Verb.APPLY:
+        then = decide(expected(first.policy, allowed), wanted, allowed, Mark(first.policy), issued | {first.policy})
+        assert (then.verb, then.outcome) == (Verb.NOTHING, Outcome.APPLIED)
+    elif first.verb is Verb.RESTORE:
+        then = decide(DEFAULT, wanted, allowed, None, issued)
+        assert then.verb is Verb.NOTHING
+
+
+@given(policies, st.none() | policies, nodes, st.sets(policies, max_size=3))
+def test_T4_a_policy_that_was_never_issued_is_never_replaced(
+    now: Mempolicy, wanted: Mempolicy | None, allowed: frozenset[int], issued: set[Mempolicy]
+) -> None:
+    if now != DEFAULT and not any(shows(now, value, allowed) for value in issued):
+        assert decide(now, wanted, allowed, None, issued).verb in (Verb.LEAVE, Verb.NOTHING)
+
+
+def test_T4_the_ledger_beats_equality_with_what_was_issued() -> None:
+    """A thread that we gave one value, and that carries another of ours, set it itself."""
+    assert decide(BOUND, WEIGHTED, BOTH, Mark(WEIGHTED), {WEIGHTED, BOUND}).verb is Verb.LEAVE
+    assert decide(BOUND, WEIGHTED, BOTH, None, {WEIGHTED, BOUND}).verb is Verb.APPLY
+
+
+def test_T3_a_task_without_a_policy_gets_back_what_was_replaced() -> None:
+    local = Mempolicy(Mode.LOCAL)
+    decision = decide(WEIGHTED, None, BOTH, Mark(WEIGHTED, local), {WEIGHTED})
+    assert (decision.verb, decision.policy, decision.outcome) == (Verb.RESTORE, local, None)
+    assert decide(WEIGHTED, None, BOTH, None, {WEIGHTED}).policy == DEFAULT
+    assert decide(BOUND, None, BOTH, None, {WEIGHTED}).verb is Verb.NOTHING
+
+
+def test_I6_a_policy_that_a_cpuset_cuts_is_right_as_it_shows() -> None:
+    shown = Mempolicy(Mode.WEIGHTED_INTERLEAVE, frozenset({0}), S)
+    assert decide(shown, WEIGHTED, frozenset({0}), None, ()).outcome is Outcome.APPLIED
+
+
+def test_I6_cut_to_nothing_gives_the_default_back_to_what_carries_ours() -> None:
+    only_zero = frozenset({0})
+    assert decide(DEFAULT, BOUND, only_zero, None, {BOUND}).verb is Verb.NOTHING
+    decision = decide(Mempolicy(Mode.BIND, only_zero, S), BOUND, only_zero, None, {Mempolicy(Mode.BIND, BOTH, S)})
+    assert (decision.verb, decision.outcome, decision.reason) == (Verb.RESTORE, Outcome.DEFERRED, "no-allowed-node")
+
+
+def test_I6_a_preferred_node_keeps_its_mask_when_the_cpuset_changes() -> None:
+    preferred = Mempolicy(Mode.PREFERRED, frozenset({1}), S)
+    assert shows(preferred, preferred, frozenset({0}))
+    assert decide(preferred, preferred, frozenset({0}), None, {preferred}).verb is Verb.RESTORE
+
+
+def test_I8_default_as_a_policy_takes_ours_away_and_leaves_the_applications() -> None:
+    assert decide(WEIGHTED, DEFAULT, BOTH, None, {WEIGHTED}).verb is Verb.APPLY
+    assert decide(BOUND, DEFAULT, BOTH, None, {WEIGHTED}).outcome is Outcome.FOREIGN
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_L5_interleave_stands_for_weighted_interleave_before_6_9(weighted: bool) -> None:
+    mode = Mode.WEIGHTED_INTERLEAVE if weighted else Mode.INTERLEAVE
+    assert issuable(WEIGHTED, weighted) == Mempolicy(mode, BOTH, S)
+    assert issuable(BOUND, weighted) == BOUND
