@@ -44,7 +44,7 @@ def write(tree: Path, image: Path) -> None:
     with image.open("wb") as file:
         file.truncate(offset + size)
         file.write(master_boot_record(size))
-    options = f"offset={offset},root_owner=0:0,lazy_itable_init=1"
+    options = f"offset={offset},root_owner=0:0"
     subprocess.run(
         ["mkfs.ext4", "-q", "-F", "-d", str(tree), "-O", "^has_journal", "-E", options, str(image), f"{size >> 20}M"],
         check=True,

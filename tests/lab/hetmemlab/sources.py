@@ -1,0 +1,88 @@
+"""Which Debian mirror this machine uses, read from its own apt sources, and the lab's sources made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hetmemlab.say import LabError
+
+# The guest is this release whatever the machine runs: its kernels and versions are what was measured.
+RELEASE = "bookworm"
+BACKPORTS = f"{RELEASE}-backports"
+DEBIAN_RELEASES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SOURCE_FILES = ("etc/apt/sources.list.d/debian.sources", "etc/apt/sources.list")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that packages come from, as apt's own files name it."""
+
+    uri: str
+    suites: tuple[str, ...]
+    signed_by: str
+
+
+def parse(text: str) -> list[Source]:
+    """The binary sources in a file of either of apt's formats (sources.list(5))."""
+    if any(line.lower().startswith("types:") for line in text.splitlines()):
+        return list(_stanzas(text))
+    return list(_lines(text))
+
+
+def _stanzas(text: str) -> Iterator[Source]:
+    fields: dict[str, str] = {}
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("#"):
+            continue
+        if line.strip():
+            name, _, value = line.partition(":")
+            fields[name.strip().lower()] = value.strip()
+            continue
+        if "deb" in fields.get("types", "").split():
+            for uri in fields.get("uris", "").split():
+                yield Source(uri, tuple(fields.get("suites", "").split()), fields.get("signed-by", KEYRING))
+        fields = {}
+
+
+def _lines(text: str) -> Iterator[Source]:
+    for line in text.splitlines():
+        kind, _, rest = line.partition("#")[0].strip().partition(" ")
+        if kind != "deb":
+            continue
+        signed_by = KEYRING
+        rest = rest.strip()
+        if rest.startswith("["):
+            options, _, rest = rest[1:].partition("]")
+            for option in options.split():
+                name, _, value = option.partition("=")
+                signed_by = value if name == "signed-by" else signed_by
+        words = rest.split()
+        if len(words) >= 2:
+            yield Source(words[0], (words[1],), signed_by)
+
+
+def lab_lines(machine: list[Source], *, backports: bool) -> list[str]:
+    """The lab's sources.list: RELEASE with its updates and security fixes from the mirrors that the machine uses."""
+    security = [source for source in machine if any(suite.endswith("-security") for suite in source.suites)]
+    main = [source for source in machine if any(suite in DEBIAN_RELEASES for suite in source.suites)]
+    if not main or not security:
+        raise LabError("apt's sources name no Debian mirror with security updates", hint="looked in " + _looked())
+    pairs = [(main[0], suite) for suite in (RELEASE, f"{RELEASE}-updates")]
+    pairs.append((security[0], f"{RELEASE}-security"))
+    if backports:
+        pairs.append((main[0], BACKPORTS))
+    return [f"deb [signed-by={source.signed_by}] {source.uri} {suite} main" for source, suite in pairs]
+
+
+def of_machine(root: Path = Path("/")) -> list[Source]:
+    """The sources that this machine has."""
+    return [
+        source for name in SOURCE_FILES if (root / name).is_file() for source in parse((root / name).read_text("utf-8"))
+    ]
+
+
+def _looked() -> str:
+    return " and ".join(f"/{name}" for name in SOURCE_FILES)
