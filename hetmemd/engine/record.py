@@ -1,0 +1,71 @@
+"""What the engine remembers of one process while it lives in a cgroup that a policy reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.policy.effective import Placement
+from hetmemd.remote.result import Outcome
+from hetmemd.report.snapshot import TaskView
+
+# Worst first: what a person must know of a process is its worst thread.
+_SEVERITY = (
+    Outcome.REFUSED,
+    Outcome.UNSTEERABLE,
+    Outcome.CONTESTED,
+    Outcome.FOREIGN,
+    Outcome.DEFERRED,
+    Outcome.GONE,
+    Outcome.APPLIED,
+)
+
+
+def worst(outcomes: Iterable[tuple[Outcome, str]]) -> tuple[Outcome, str]:
+    """The outcome, with its reason, that speaks for a process. `GONE` where there is no thread left."""
+    return min(outcomes, key=lambda pair: _SEVERITY.index(pair[0]), default=(Outcome.GONE, ""))
+
+
+@dataclass(slots=True)
+class Record:
+    """One process. Times are the loop's monotonic seconds, except `acted_at` (wall clock, shown to people)."""
+
+    process: ProcessId
+    comm: str
+    cgroup: str
+    placement: Placement | None
+    """What was wanted of it when it was last looked at; None where no policy reaches it."""
+    outcome: Outcome = Outcome.DEFERRED
+    reason: str = "not-yet"
+    threads: int = 0
+    now: Mempolicy | None = None
+    allowed: frozenset[int] = frozenset()
+    acted: str = ""
+    acted_at: float = 0.0
+    attempts: int = 0
+    """Acts that were deferred in a row: the next look backs off."""
+    bytes_by_node: Mapping[int, int] = field(default_factory=dict)
+    distance: float | None = None
+    measure_at: float = 0.0
+    """When the pages are next looked at."""
+    idle_passes: int = 0
+    """Passes in a row that moved nothing though the distance was too large: the next one backs off."""
+    settled_for: Placement | None = None
+    """With `existing = "once"`: the placement for which the one pass was done."""
+
+    def view(self) -> TaskView:
+        return TaskView(
+            pid=self.process.pid,
+            start=self.process.start,
+            comm=self.comm,
+            outcome=self.outcome.value,
+            reason=self.reason,
+            threads=self.threads,
+            policy_now=str(self.now) if self.now else "",
+            bytes_by_node=dict(self.bytes_by_node),
+            distance=self.distance,
+            last_action=self.acted,
+            last_action_at=self.acted_at,
+        )
