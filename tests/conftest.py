@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy two-core machine, or an emulated one, is slow in bursts: time is never asserted here, so it fails nothing either.
+# A busy machine, or an emulated one, is slow in bursts: time is never asserted here, so it fails nothing either.
 settings.register_profile("hetmemd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hetmemd")
 
