@@ -1,0 +1,181 @@
+"""Which task is where, now: read from cgroupfs and /proc at the moment of the question, never remembered."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hetmemd.kernel import cgroupfs, libc, procfs
+from hetmemd.kernel.root import Root
+from hetmemd.tasks.tree import Cgroup
+
+KCMP_VM = 1
+"""include/uapi/linux/kcmp.h: do two processes share one address space?"""
+
+
+class Thread(NamedTuple):
+    """One thread, by the ids of the moment: whoever keeps them adds the start time."""
+
+    pid: int
+    tid: int
+
+
+def processes(root: Root, cgroup: Cgroup) -> list[int]:
+    """Pids whose thread group leader is in this very cgroup (T1), without order; empty where the cgroup is gone.
+
+    Zombies are not listed by the kernel, except a dead leader whose threads live, which is kept. In threaded cgroups
+    cgroup.procs lists too much (the domain: its whole subtree) or nothing (EOPNOTSUPP), and the leaders are looked for.
+    """
+    try:
+        if not _has_threaded(root, cgroup):
+            try:
+                return cgroupfs.procs(root, cgroup.path)
+            except OSError as error:
+                # It became threaded since it was asked.
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+        found = threads(root, cgroup)
+    except OSError as error:
+        if libc.is_gone(error):
+            return []
+        raise
+    leaders = {thread.pid for thread in found if thread.pid == thread.tid}
+    for pid in {thread.pid for thread in found} - leaders:
+        # The leader is dead, or in another cgroup than this thread of its.
+        if _cgroup_of(root, pid) == cgroup.path:
+            leaders.add(pid)
+    return list(leaders)
+
+
+def threads(root: Root, cgroup: Cgroup) -> list[Thread]:
+    """The live threads that are in this very cgroup, whatever its type; empty where the cgroup is gone."""
+    found = []
+    try:
+        tids = cgroupfs.threads(root, cgroup.path)
+    except OSError as error:
+        if libc.is_gone(error):
+            return []
+        raise
+    for tid in tids:
+        try:
+            found.append(Thread(_leader(root, tid), tid))
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+    return found
+
+
+def thread_cgroups(root: Root, pid: int) -> dict[int, str]:
+    """The cgroup path of each thread of a process; threads that end meanwhile are left out."""
+    found = {}
+    for tid in procfs.tids(root, pid):
+        try:
+            path = procfs.cgroup_path(root, pid, tid)
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+            continue
+        if path is not None:
+            found[tid] = path
+    return found
+
+
+def live_thread(root: Root, pid: int) -> int | None:
+    """A thread that can stand for the process: the leader, or any other where the leader is dead (T1); None if none is.
+
+    A dead leader's numa_maps is empty and move_pages(2) on it is EINVAL, while its threads go on.
+    """
+    for tid in procfs.tids(root, pid):
+        try:
+            if procfs.stat(root, pid, tid).state not in "ZXx":
+                return tid
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+    return None
+
+
+def shares_memory(root: Root, pid: int) -> bool:
+    """Whether a task outside of the thread group uses the same address space (T5): vfork, posix_spawn, CLONE_VM.
+
+    Compared by kcmp(2) with the parent, the children and the siblings, PID 1 among them where it is the parent. What
+    may not be compared (EPERM, ENOSYS) counts as shared: the act waits. Raises `OSError` where the process is gone.
+    """
+    parent = procfs.stat(root, pid).ppid
+    kin = {parent, *_children(root, pid), *_children(root, parent)} - {0, pid}
+    return any(_same_memory(pid, other) for other in kin)
+
+
+def _same_memory(pid: int, other: int) -> bool:
+    try:
+        return libc.syscall(libc.KCMP, pid, other, KCMP_VM, 0, 0, about=f"kcmp of {pid} and {other}") == 0
+    except OSError as error:
+        return not libc.is_gone(error)
+
+
+def _children(root: Root, pid: int) -> set[int]:
+    """Live and dead children of all threads of a process; none for pid 0, which is no process."""
+    if not pid:
+        return set()
+    try:
+        tids = procfs.tids(root, pid)
+    except OSError as error:
+        if libc.is_gone(error):
+            return set()
+        raise
+    found: set[int] = set()
+    for tid in tids:
+        try:
+            found.update(map(int, root.read_bytes(f"/proc/{pid}/task/{tid}/children").split()))
+        except FileNotFoundError:
+            if os.path.exists(root.name(f"/proc/{pid}/task/{tid}")):  # noqa: PTH110
+                # A kernel without CONFIG_PROC_CHILDREN.
+                return {child for child, its_parent in _parents(root) if its_parent == pid}
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+    return found
+
+
+def _parents(root: Root) -> Iterator[tuple[int, int]]:
+    for name in os.listdir(root.name("/proc")):  # noqa: PTH208
+        if name.isdecimal():
+            try:
+                yield int(name), procfs.stat(root, int(name)).ppid
+            except OSError as error:
+                if not libc.is_gone(error):
+                    raise
+
+
+def _leader(root: Root, tid: int) -> int:
+    """The thread group of a thread: /proc/TID answers for every thread, though it lists only leaders."""
+    data = root.read_bytes(f"/proc/{tid}/status")
+    start = data.index(b"\nTgid:") + 6
+    return int(data[start : data.index(b"\n", start)])
+
+
+def _cgroup_of(root: Root, pid: int) -> str | None:
+    try:
+        return procfs.cgroup_path(root, pid)
+    except OSError as error:
+        if libc.is_gone(error):
+            return None
+        raise
+
+
+def _has_threaded(root: Root, cgroup: Cgroup) -> bool:
+    if cgroup.path != "/":
+        return "threaded" in cgroupfs.kind(root, cgroup.path)
+    # The root serves threaded children as their domain without saying so.
+    with os.scandir(cgroupfs.directory(root, "/")) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        try:
+            if cgroupfs.kind(root, f"/{name}") == "threaded":
+                return True
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+    return False

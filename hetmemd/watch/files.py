@@ -1,0 +1,199 @@
+"""inotify on the policy directories, the settings and the kill switch, wherever they really are.
+
+A path such as /etc/hetmemd.d may not exist yet, may be a link, or a link to a link that is swapped to publish a new set
+of files at once (Kubernetes' `..data`). So every directory that has a say in the way to a file is watched for the names
+that matter in it, and after each change that concerns the way, the way is walked again.
+
+A change is a hint only when it is complete (F3): closed after writing, renamed, removed, or a link made. A file that
+was just created is somebody's unfinished work until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from typing import ClassVar
+
+from hetmemd.kernel import libc
+from hetmemd.kernel.root import Root
+from hetmemd.watch import inotify
+from hetmemd.watch.hint import FilesHint
+from hetmemd.watch.source import Deliver, Source
+
+DIRECTORIES = ("/etc/hetmemd.d", "/run/hetmemd.d", "/usr/local/lib/hetmemd.d", "/usr/lib/hetmemd.d")
+FILES = ("/etc/hetmemd.toml", "/run/hetmemd/observe")
+SUFFIX = ".toml"
+
+SETTLE = 0.05
+"""Seconds from the first complete change to the hint: a package or a sync brings several files at once."""
+
+_COMPLETE = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_DELETE
+_MASK = _COMPLETE | inotify.IN_CREATE | inotify.IN_ONLYDIR
+_LINKS = 40
+"""MAXSYMLINKS in include/linux/namei.h: the kernel gives up there as well."""
+
+Places = dict[str, set[str]]
+"""By directory: the names in it that matter. `*.toml` stands for all policy files."""
+_POLICIES = "*" + SUFFIX
+
+
+class FilesSource(Source):
+    name: ClassVar[str] = "inotify-files"
+
+    def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
+        super().__init__(deliver)
+        self._root = root
+        self._loop = loop
+        self._inotify: inotify.Inotify | None = None
+        self._places: Places = {}
+        self._watches: dict[str, int] = {}
+        self._directories: dict[int, str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Watch what there is. Returns with the source up, or down with a note."""
+        try:
+            self._inotify = inotify.Inotify()
+            self._loop.add_reader(self._inotify.descriptor, self._readable)
+        except (inotify.Unavailable, OSError) as error:
+            self.fail(f"{error}; send SIGHUP after a change")
+            return
+        self.up, self.note = True, ""
+        self._walk()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._inotify is not None:
+            self._loop.remove_reader(self._inotify.descriptor)
+            self._inotify.close()
+            self._inotify = None
+        self.fail("closed")
+
+    def _readable(self) -> None:
+        if self._inotify is None:
+            return
+        try:
+            events = self._inotify.read()
+        except OSError as error:
+            self._loop.remove_reader(self._inotify.descriptor)
+            self.fail(f"reading inotify events: {error}; send SIGHUP after a change")
+            self.lost()
+            return
+        overflow = changed = False
+        for event in events:
+            if event.mask & inotify.IN_Q_OVERFLOW:
+                overflow = True
+            else:
+                self.events += 1
+                changed = self._concerns(event) or changed
+        if overflow or changed:
+            self._walk()
+        if overflow:
+            self.lost()
+        if changed and self._timer is None:
+            self._timer = self._loop.call_later(SETTLE, self._settled)
+
+    def _settled(self) -> None:
+        self._timer = None
+        self.tell((FilesHint(),))
+
+    def _concerns(self, event: inotify.Event) -> bool:
+        """Whether the event completes a change of a file that matters, or changes the way to one."""
+        directory = self._directories.get(event.watch)
+        if directory is None:
+            return False
+        if event.mask & (inotify.IN_IGNORED | inotify.IN_UNMOUNT):
+            return True
+        names = self._places.get(directory, set())
+        if event.name not in names and not (_POLICIES in names and event.name.endswith(SUFFIX)):
+            return False
+        if event.mask & _COMPLETE:
+            return True
+        return bool(event.mask & inotify.IN_CREATE) and _complete_at_birth(f"{directory}/{event.name}")
+
+    def _walk(self) -> None:
+        """Find the ways again and watch them; repeated until nothing new is found after the watches stood."""
+        for _ in range(8):
+            places = ways(self._root)
+            watches: dict[str, int] = {}
+            for directory in places:
+                try:
+                    assert self._inotify is not None
+                    # Also where it is watched already: another directory may stand there by now.
+                    watches[directory] = self._inotify.add(directory, _MASK)
+                except OSError as error:
+                    if not libc.is_gone(error) and error.errno != errno.ENOTDIR:
+                        self.note = f"{directory} is not watched: {error.strerror}; send SIGHUP after a change"
+            stable = places == self._places and watches == self._watches
+            for watch in set(self._watches.values()) - set(watches.values()):
+                if self._inotify is not None:
+                    self._inotify.remove(watch)
+            self._places, self._watches = places, watches
+            self._directories = {watch: directory for directory, watch in watches.items()}
+            if stable:
+                return
+
+
+def ways(root: Root) -> Places:
+    """Every directory that has a say in which policy files, settings and switches there are, and the names that do."""
+    places: Places = {}
+    for path in FILES:
+        _follow(root, path, places)
+    for path in DIRECTORIES:
+        directory = _follow(root, path, places)
+        if directory is None:
+            continue
+        try:
+            with os.scandir(directory) as entries:
+                links = [entry.path for entry in entries if entry.name.endswith(SUFFIX) and entry.is_symlink()]
+        except OSError:
+            continue
+        places.setdefault(directory, set()).add(_POLICIES)
+        for link in links:
+            _follow(root, root.strip(link), places)
+    return places
+
+
+def _follow(root: Root, path: str, places: Places) -> str | None:
+    """Walk to `path` link by link, noting each directory and the name looked up in it; where it leads, if anywhere."""
+    top = root.name("/").rstrip("/")
+    directory, parts, links = top, path.split("/"), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            directory = directory if directory == top else directory.rpartition("/")[0]
+            continue
+        places.setdefault(directory or "/", set()).add(part)
+        name = f"{directory}/{part}"
+        try:
+            mode = os.lstat(name).st_mode
+            if not stat.S_ISLNK(mode):
+                directory = name
+                continue
+            target = os.readlink(name)  # noqa: PTH115
+        except OSError:
+            return None
+        links += 1
+        if links > _LINKS or target == "/dev/null":
+            # Masked away: nothing that happens in /dev matters.
+            return None
+        if target.startswith("/"):
+            directory = top
+        parts.extend(reversed(target.split("/")))
+    return directory or "/"
+
+
+def _complete_at_birth(name: str) -> bool:
+    """Links and directories are whole when they appear; a plain file is, only if its content had a name before."""
+    try:
+        status = os.lstat(name)
+    except OSError:
+        return True
+    return not stat.S_ISREG(status.st_mode) or status.st_nlink > 1

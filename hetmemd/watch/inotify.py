@@ -1,0 +1,128 @@
+"""One inotify instance: pyinotify opens it and adds the watches, the events are read here.
+
+pyinotify's own reader decodes names strictly, so that one hostile file name raises and loses the rest of the batch, and
+it blocks where nothing is to be read; its descriptor is neither non-blocking nor close-on-exec. Formats: inotify(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import struct
+import warnings
+from typing import Any, NamedTuple
+
+IN_MODIFY = 0x2
+IN_ATTRIB = 0x4
+IN_CLOSE_WRITE = 0x8
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
+IN_UNMOUNT = 0x2000
+IN_Q_OVERFLOW = 0x4000
+IN_IGNORED = 0x8000
+IN_ONLYDIR = 0x1000000
+IN_DONT_FOLLOW = 0x2000000
+IN_ISDIR = 0x40000000
+
+_HEAD = struct.Struct("iIII")
+_READ = 1 << 16
+
+
+class Unavailable(Exception):
+    """inotify cannot be used, with the reason in a sentence."""
+
+
+class Event(NamedTuple):
+    watch: int
+    """-1 with IN_Q_OVERFLOW."""
+    mask: int
+    name: str
+    """The entry of the watched directory, decoded with `os.fsdecode`; empty where the event is about the watch."""
+
+
+def _manager() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # It imports asyncore, which warns on 3.11 and comes from pyasyncore after that.
+            warnings.simplefilter("ignore")
+            import pyinotify  # noqa: PLC0415
+    except ImportError as error:
+        raise Unavailable(f"pyinotify cannot be imported: {error}") from None
+    # It logs to standard error by a handler of its own, from the moment of its import.
+    log = logging.getLogger("pyinotify")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    try:
+        return pyinotify.WatchManager()
+    except (OSError, pyinotify.PyinotifyError) as error:
+        raise Unavailable(f"no inotify instance: {error}; see fs.inotify.max_user_instances") from None
+
+
+class Inotify:
+    """A queue of events. Raises `Unavailable` where there is no inotify."""
+
+    def __init__(self) -> None:
+        self._manager = _manager()
+        self.descriptor: int = self._manager.get_fd()
+        os.set_blocking(self.descriptor, False)
+        os.set_inheritable(self.descriptor, False)
+
+    def add(self, name: str, mask: int) -> int:
+        """Watch the file or directory `name`. The same inode gives the same number, with the mask replaced.
+
+        Raises `OSError`: ENOENT where it is gone, ENOSPC at fs.inotify.max_user_watches.
+        """
+        try:
+            watches = self._manager.add_watch(name, mask, quiet=False)
+        except UnicodeEncodeError:
+            # pyinotify encodes paths strictly. An open directory has a second name, and that one is plain.
+            return self._add_by_descriptor(name, mask)
+        except Exception as error:
+            # A WatchManagerError without an errno: it is still the one that libc left behind.
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), name) from error
+        return int(next(iter(watches.values())))
+
+    def _add_by_descriptor(self, name: str, mask: int) -> int:
+        flags = os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if mask & IN_DONT_FOLLOW else 0)
+        descriptor = os.open(name, flags)
+        try:
+            return self.add(f"/proc/self/fd/{descriptor}", mask & ~IN_DONT_FOLLOW)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, watch: int) -> None:
+        """Drop a watch; one that the kernel dropped already is fine."""
+        if self._manager.get_watch(watch) is None:
+            return
+        try:
+            self._manager.rm_watch(watch, quiet=False)
+        except Exception:
+            # A WatchManagerError: EINVAL, the inode went away and the watch with it.
+            self._manager.del_watch(watch)
+
+    def read(self) -> list[Event]:
+        """What is queued, up to 64 KiB of it; the descriptor stays readable where there is more. Never blocks."""
+        try:
+            data = os.read(self.descriptor, _READ)
+        except BlockingIOError:
+            return []
+        events = []
+        offset = 0
+        while offset < len(data):
+            watch, mask, _cookie, length = _HEAD.unpack_from(data, offset)
+            offset += _HEAD.size
+            name = data[offset : offset + length]
+            offset += length
+            if mask & IN_IGNORED and self._manager.get_watch(watch) is not None:
+                self._manager.del_watch(watch)
+            events.append(Event(watch, mask, os.fsdecode(name[: name.find(b"\0")]) if length else ""))
+        return events
+
+    def close(self) -> None:
+        self._manager.close()

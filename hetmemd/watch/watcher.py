@@ -1,0 +1,41 @@
+"""All sources together: they are opened, acknowledged, and then deliver hints until they are closed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hetmemd.kernel.root import Root
+from hetmemd.report.snapshot import SourceView
+from hetmemd.watch.cgroups import CgroupSource
+from hetmemd.watch.connector import ConnectorSource
+from hetmemd.watch.files import FilesSource
+from hetmemd.watch.source import Deliver
+
+
+class Watcher:
+    """Eyes on the cgroup tree, the policy files and the processes.
+
+    `deliver` is called on the loop with hints in the order in which they were seen, never with none. What is missing
+    (a right, a kernel feature, a library) stands in the note of its source and never raises: scans cover.
+    """
+
+    def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
+        self._cgroups = CgroupSource(root, loop, deliver)
+        self._files = FilesSource(root, loop, deliver)
+        self._connector = ConnectorSource(root, loop, deliver)
+
+    async def start(self) -> None:
+        """Open the sources. When this returns, whatever happens from now on is either hinted or noted as unseen.
+
+        Scan after this, not before: what happened before it is not hinted.
+        """
+        self._files.start()
+        self._cgroups.start()
+        await self._connector.start()
+
+    def close(self) -> None:
+        for source in (self._connector, self._cgroups, self._files):
+            source.close()
+
+    def sources(self) -> tuple[SourceView, ...]:
+        return (self._cgroups.view(), self._files.view(), self._connector.view())
