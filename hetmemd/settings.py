@@ -1,0 +1,271 @@
+"""`/etc/hetmemd.toml`: what concerns the daemon itself, as opposed to what it does to cgroups (the policy files).
+
+A file that is not there means the defaults. A file with a fault is refused whole, with every fault named by file and
+line: a daemon that ignored half of its settings would do something nobody asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hetmemd.kernel.root import Root
+from hetmemd.policy import quantity
+from hetmemd.policy.effective import Handling
+from hetmemd.policy.faults import Fault, did_you_mean
+from hetmemd.policy.locate import Place, line_of, locate
+
+PATH = "/etc/hetmemd.toml"
+OBSERVE_FILE = "/run/hetmemd/observe"
+"""The kill switch without an editor: while this file exists, nothing is applied or moved."""
+
+_LARGEST = 1 << 20
+"""Bytes; a larger file is no settings file, and reading it would cost memory for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Rates are bytes per second, intervals seconds, `burst` bytes (None: one second of the rate)."""
+
+    listen: str = "127.0.0.1:9797"
+    """HOST:PORT of the metrics; empty: no metrics over HTTP."""
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    rate: int = 1 << 30
+    """The global bucket that every move pays for (I7)."""
+    burst: int | None = None
+    defaults: Handling = field(default_factory=Handling)
+    """Handling keys that no policy on the way to the root has (I4)."""
+    observe: bool = False
+    on_stop: str = "keep"
+    scan_interval: float = 30.0
+    measure_interval: float = 10.0
+    log_level: str = "info"
+    cgroup_label_limit: int = 200
+    notes: tuple[str, ...] = ()
+    """Sentences on keys that are valid and have no effect yet."""
+
+
+class SettingsError(Exception):
+    """The file is refused; `faults` holds everything that is wrong with it, in the order of its lines."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+def load(root: Root, path: str = PATH) -> Settings:
+    """The settings in force. `SettingsError` where the file is there and cannot be read or is wrong."""
+    try:
+        data = _read(root, path)
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise SettingsError((Fault(path, 1, f"cannot be read: {error.strerror}"),)) from None
+    settings, faults = parse(data, path)
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
+    """Settings, and every fault of the file; with faults the settings hold what could be understood."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Settings(), (Fault(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8"),)
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        place = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = int(place[1]) if place else text.count("\n") + 1
+        message = re.sub(r" \(at [^)]*\)$", "", str(error))
+        return Settings(), (Fault(path, line, f"is not TOML: {message[:1].lower()}{message[1:]}"),)
+    faults: list[Fault] = []
+    lines = locate(text)
+    values = _values(table, _KEYS, (), path, lines, faults)
+    handling = _values(table.get("defaults", {}), _HANDLING, ("defaults",), path, lines, faults)
+    if ("tls_certificate" in values) != ("tls_key" in values):
+        here, missing = (
+            ("tls_certificate", "tls_key") if "tls_certificate" in values else ("tls_key", "tls_certificate")
+        )
+        faults.append(Fault(path, line_of(lines, (here,)), f"`{here}` without `{missing}`", "TLS needs both"))
+    notes: tuple[str, ...] = ()
+    if values.get("on_stop") == "restore":
+        notes = ('`on_stop = "restore"` is not yet supported: policies stay in force after a stop',)
+    settings = Settings(**values, defaults=Handling(**handling), notes=notes)
+    return settings, tuple(sorted(faults, key=lambda fault: fault.line))
+
+
+def _read(root: Root, path: str) -> bytes:
+    """The file's bytes. A FIFO or a device must not hang or feed the daemon for ever; /dev/null is an empty file."""
+    fd = os.open(root.name(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3):
+            return b""
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(None, "not a regular file")
+        if found.st_size > _LARGEST:
+            raise OSError(None, f"larger than {_LARGEST >> 20} MiB")
+        with os.fdopen(os.dup(fd), "rb") as file:
+            return file.read(_LARGEST)
+    finally:
+        os.close(fd)
+
+
+Reader = Callable[[Any], Any]
+
+
+def _values(
+    table: Any,
+    readers: Mapping[str, Reader | None],
+    section: Place,
+    path: str,
+    lines: Mapping[Place, int],
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """What the known keys of a table come to; everything else goes to `faults`."""
+    if not isinstance(table, dict):
+        name = section[-1]
+        faults.append(Fault(path, line_of(lines, section), f"`{name}` is a table", f"write [{name}]"))
+        return {}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        line = line_of(lines, (*section, key))
+        if key not in readers:
+            where = f" in [{section[-1]}]" if section else ""
+            faults.append(Fault(path, line, f"unknown key `{key}`{where}", _hint(key, readers, section)))
+        elif reader := readers[key]:
+            try:
+                values[key] = reader(value)
+            except ValueError as error:
+                faults.append(Fault(path, line, f"`{key}`: {error}"))
+    return values
+
+
+def _hint(key: str, readers: Mapping[str, Reader | None], section: Place) -> str:
+    if section and key in _KEYS:
+        return f"it belongs above [{section[-1]}]"
+    return did_you_mean(key, readers) or "known here: " + ", ".join(sorted(readers))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f'a size such as "256MiB", not {value!r}')
+    return quantity.size(value)
+
+
+def _rate(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f'a rate such as "256MiB/s", not {value!r}')
+    return quantity.rate(value)
+
+
+def _burst(value: Any) -> int:
+    burst = _size(value)
+    if burst < 4096:
+        raise ValueError("less than a page (4096 bytes) would never move one")
+    return burst
+
+
+def _seconds(low: float) -> Reader:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(f'a time such as "30s", not {value!r}')
+        seconds = quantity.duration(value)
+        if not low <= seconds <= 86400:
+            raise ValueError(f"from {low:g} seconds to a day, not {value!r}")
+        return seconds
+
+    return read
+
+
+def _fraction(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+        raise ValueError(f"a whole number from 0 to 1000000, not {value!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"true or false, not {value!r}")
+    return value
+
+
+def _word(*words: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in words or not isinstance(value, str):
+            near = did_you_mean(value, words) if isinstance(value, str) else ""
+            wanted = ", ".join(f'"{word}"' for word in words)
+            raise ValueError(f"one of {wanted}, not {value!r}" + (f" ({near})" if near else ""))
+        return value
+
+    return read
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """(host, port) of `127.0.0.1:9797`, `[::1]:9797` or `:9797` (every address). `ValueError` says what is wrong."""
+    host, colon, port = value.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f'an IPv6 address stands in brackets, as "[::1]:9797", not {value!r}')
+    if not colon or not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65535:
+        raise ValueError(f'HOST:PORT, such as "127.0.0.1:9797", not {value!r}')
+    return host, int(port)
+
+
+def _listen(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'HOST:PORT in quotes, such as "127.0.0.1:9797", not {value!r}')
+    if value:
+        split_address(value)
+    return value
+
+
+def _credential(value: Any) -> str:
+    if not isinstance(value, str) or not value or (not value.startswith("/") and "/" in value):
+        raise ValueError(f"a full path, or the name of a systemd credential (no slash), not {value!r}")
+    return value
+
+
+_KEYS: Mapping[str, Reader | None] = {
+    "listen": _listen,
+    "tls_certificate": _credential,
+    "tls_key": _credential,
+    "rate": _rate,
+    "burst": _burst,
+    "observe": _flag,
+    "on_stop": _word("keep", "restore"),
+    "scan_interval": _seconds(1),
+    "measure_interval": _seconds(0.1),
+    "log_level": _word("debug", "info", "warning", "error"),
+    "cgroup_label_limit": _count,
+    "defaults": None,
+}
+_HANDLING: Mapping[str, Reader | None] = {
+    "existing": _word("rebalance", "once", "leave"),
+    "rate": _rate,
+    "rate_total": _rate,
+    "burst": _burst,
+    "tolerance": _fraction,
+    "min_region": _size,
+    "min_age": _seconds(0),
+    "shared": _word("skip", "move"),
+    "foreign": _word("respect", "override"),
+}
+
+assert {entry.name for entry in fields(Handling)} == set(_HANDLING), "every handling key has a reader"
+assert {entry.name for entry in fields(Settings)} - {"notes"} == set(_KEYS), "every setting has a reader"
