@@ -7,12 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hetmemd.kernel import cgroupfs, libc, procfs
+from hetmemd.kernel import cgroupfs, kcmp, libc, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.tasks.tree import Cgroup
-
-KCMP_VM = 1
-"""include/uapi/linux/kcmp.h: do two processes share one address space?"""
 
 
 class Thread(NamedTuple):
@@ -110,7 +107,7 @@ def shares_memory(root: Root, pid: int) -> bool:
 
 def _same_memory(pid: int, other: int) -> bool:
     try:
-        return libc.syscall(libc.KCMP, pid, other, KCMP_VM, 0, 0, about=f"kcmp of {pid} and {other}") == 0
+        return kcmp.same_address_space(pid, other)
     except OSError as error:
         return not libc.is_gone(error)
 

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from hetmemd.kernel import connector as cn
@@ -28,6 +28,9 @@ SETTLE_NS = 1_000_000
 BUFFER = 32 << 20
 """Bytes of receive buffer; an event is charged 832."""
 ACK_SECONDS = 1.0
+"""For the first acknowledgement. The kernel sends it before the request returns, so the wait is for our own turn."""
+REPAIR_SECONDS = 0.2
+"""For each further one."""
 CHECK_SECONDS = 5.0
 CHECK_SECONDS_MOST = 60.0
 _SLICE = 4096
@@ -38,15 +41,24 @@ _FORKED, _EXECUTED = 1, 2
 class ConnectorSource(Source):
     name: ClassVar[str] = "proc-connector"
 
-    def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver, buffer: int = BUFFER) -> None:
+    def __init__(
+        self,
+        root: Root,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Deliver,
+        *,
+        opener: Callable[[], socket.socket] | None = None,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
         super().__init__(deliver)
         self._root = root
         self._loop = loop
-        self._buffer = buffer
+        self._opener = opener or open_socket
         self._socket: socket.socket | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._message = bytearray(cn.SIZE * 2)
-        self._request = 0
+        # Others ask too, and every answer goes to everybody.
+        self._request = int.from_bytes(os.urandom(3), "little")
         self._answers: dict[int, int] = {}
         self._answered = asyncio.Event()
         self._overflowed = False
@@ -56,7 +68,7 @@ class ConnectorSource(Source):
         """Forks seen, of processes and threads: what `processes` in /proc/stat grows by."""
         self._unseen = 0
         """The least that `processes` was ever ahead of `forks`; more than that was lost."""
-        self._check_seconds = CHECK_SECONDS
+        self._check_least = self._check_seconds = check_seconds
 
     # Opening
 
@@ -64,18 +76,18 @@ class ConnectorSource(Source):
         """Subscribe, and wait until the kernel says so. Returns with the source up, or down with a note."""
         try:
             # pyroute2 0.9 runs an event loop of its own to open a socket, which a thread allows only where none runs.
-            self._socket = await asyncio.to_thread(open_socket, self._buffer)
+            self._socket = await asyncio.to_thread(self._opener)
         except Exception as error:
             # Of the kernel, or of any version of pyroute2.
             self.fail(_why_not(error))
             return
         self._loop.add_reader(self._socket.fileno(), self._readable)
-        code = await self._subscribe()
+        code = await self._subscribe(ACK_SECONDS)
         if code is None and _initial_namespaces(self._root):
             code = await self._raise_listeners()
         if code != 0:
             self.close()
-            self.fail(_no_answer(self._root) if code is None else f"the kernel refused: {os.strerror(code)}")
+            self.fail(_refusal(self._root, code))
             return
         self.up, self.note = True, ""
         self._unseen = self._processes() - self.forks
@@ -85,6 +97,9 @@ class ConnectorSource(Source):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             with contextlib.suppress(OSError):
@@ -94,7 +109,7 @@ class ConnectorSource(Source):
             self._socket = None
         self.fail("closed")
 
-    async def _subscribe(self) -> int | None:
+    async def _subscribe(self, seconds: float = REPAIR_SECONDS) -> int | None:
         """Ask for events: 0 when acknowledged, an errno where refused, None where nobody answers.
 
         The answer comes only while the kernel counts at least one listener, so this also tells whether somebody's
@@ -105,7 +120,7 @@ class ConnectorSource(Source):
         self._answered.clear()
         try:
             self._send(cn.request(cn.LISTEN, self._request))
-            deadline = self._loop.time() + ACK_SECONDS
+            deadline = self._loop.time() + seconds
             while wanted not in self._answers:
                 async with asyncio.timeout_at(deadline):
                     await self._answered.wait()
@@ -125,6 +140,8 @@ class ConnectorSource(Source):
         twice as many each time, until an answer comes.
         """
         for power in range(12):
+            if self._socket is None:
+                return None
             for _ in range(1 << power):
                 with socket.socket(
                     socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, cn.NETLINK_CONNECTOR
@@ -185,7 +202,7 @@ class ConnectorSource(Source):
         events = forks = 0
         batch: dict[tuple[int, int], tuple[int, TaskHint]] = {}
         empty = False
-        while events < _SLICE:
+        for _ in range(_SLICE):
             try:
                 size = receive(message)
             except BlockingIOError:
@@ -258,7 +275,7 @@ class ConnectorSource(Source):
         processes = self._processes()
         if processes - self.forks <= self._unseen:
             self._unseen = processes - self.forks
-            self._check_seconds = CHECK_SECONDS
+            self._check_seconds = self._check_least
             self._later("check", self._check_seconds, self._check)
             return
         self._later("check", PACE * 5, lambda: self._recheck(processes))
@@ -270,19 +287,24 @@ class ConnectorSource(Source):
             return
         missing = processes - self.forks - self._unseen
         if missing > 0:
-            self._unseen += missing
-            self.lost()
             # Where the two never agree (a /proc/stat that somebody else provides), scans must not follow every check.
             self._check_seconds = min(self._check_seconds * 2, CHECK_SECONDS_MOST)
             self._repair = self._loop.create_task(self._resubscribe())
+            return
         self._later("check", self._check_seconds, self._check)
 
     async def _resubscribe(self) -> None:
-        """An IGNORE of anybody silences every listener: ask again."""
-        if await self._subscribe() == 0:
+        """An IGNORE of anybody silences every listener: ask again, and only then have what was missed looked for."""
+        code = await self._subscribe()
+        if code is None:
+            code = await self._raise_listeners()
+        self._repair = None
+        if self._socket is None:
             return
-        if self._socket is not None and await self._raise_listeners() != 0:
-            self.note = "silenced by another program's IGNORE; trying again"
+        self.note = "" if code == 0 else "silenced by another program's IGNORE; asked again without an answer"
+        self._unseen = self._processes() - self.forks
+        self.lost()
+        self._later("check", self._check_seconds, self._check)
 
     def _later(self, name: str, seconds: float, call: Any) -> None:
         previous = self._timers.pop(name, None)
@@ -296,7 +318,7 @@ class ConnectorSource(Source):
         self._timers[name] = self._loop.call_later(seconds, run)
 
 
-def open_socket(buffer: int) -> socket.socket:
+def open_socket(buffer: int = BUFFER) -> socket.socket:
     """The connector's socket, opened and bound by pyroute2, kept by a duplicate of its descriptor. Blocks shortly."""
     try:
         # Since 0.7.9.
@@ -336,12 +358,26 @@ def _initial_namespaces(root: Root) -> bool:
 def _why_not(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"pyroute2 cannot be imported: {error}"
-    if isinstance(error, ConnectionRefusedError):
-        return "not in a private network namespace (PrivateNetwork=): the connector lives in the initial one"
+    if isinstance(error, KeyError):
+        # pyroute2 tries many addresses, and says only that none was free.
+        error = _bind_error() or error
     return f"opening the proc connector: {error or type(error).__name__}"
 
 
-def _no_answer(root: Root) -> str:
+def _bind_error() -> OSError | None:
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, cn.NETLINK_CONNECTOR) as plain:
+            plain.bind((0, cn.CN_IDX_PROC))
+    except OSError as error:
+        return error
+    return None
+
+
+def _refusal(root: Root, code: int | None) -> str:
+    if code == errno.ECONNREFUSED:
+        return "not in a private network namespace (PrivateNetwork=): the connector lives in the initial one"
+    if code is not None:
+        return f"the kernel refused: {os.strerror(code)}"
     if not _initial_namespaces(root):
         return "silent in a child pid or user namespace: the kernel tells only the initial ones"
     return "no acknowledgement: the kernel lacks CONFIG_PROC_EVENTS, or others keep sending IGNORE"

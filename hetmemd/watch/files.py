@@ -16,7 +16,7 @@ import os
 import stat
 from typing import ClassVar
 
-from hetmemd.kernel import libc
+from hetmemd.kernel import lease, libc
 from hetmemd.kernel.root import Root
 from hetmemd.watch import inotify
 from hetmemd.watch.hint import FilesHint
@@ -51,6 +51,9 @@ class FilesSource(Source):
         self._watches: dict[str, int] = {}
         self._directories: dict[int, str] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._changed = False
+        self._born: set[str] = set()
+        """Names that appeared since the last hint, and may still be written."""
 
     def start(self) -> None:
         """Watch what there is. Returns with the source up, or down with a note."""
@@ -83,43 +86,49 @@ class FilesSource(Source):
             self.fail(f"reading inotify events: {error}; send SIGHUP after a change")
             self.lost()
             return
-        overflow = changed = False
+        overflow = moved = False
         for event in events:
             if event.mask & inotify.IN_Q_OVERFLOW:
                 overflow = True
-            else:
-                self.events += 1
-                changed = self._concerns(event) or changed
-        if overflow or changed:
+                continue
+            self.events += 1
+            if self._concerns(event):
+                if event.mask & inotify.IN_CREATE:
+                    self._born.add(f"{self._directories[event.watch]}/{event.name}")
+                else:
+                    self._changed = True
+                moved = moved or not event.mask & inotify.IN_CLOSE_WRITE
+        if overflow or moved:
             self._walk()
         if overflow:
             self.lost()
-        if changed and self._timer is None:
+        if (self._changed or self._born) and self._timer is None:
             self._timer = self._loop.call_later(SETTLE, self._settled)
 
     def _settled(self) -> None:
         self._timer = None
-        self.tell((FilesHint(),))
+        changed = self._changed or any(_complete(name) for name in self._born)
+        self._changed = False
+        self._born.clear()
+        if changed:
+            self.tell((FilesHint(),))
 
     def _concerns(self, event: inotify.Event) -> bool:
-        """Whether the event completes a change of a file that matters, or changes the way to one."""
+        """Whether the event is about a file that matters, or about the way to one."""
         directory = self._directories.get(event.watch)
         if directory is None:
             return False
         if event.mask & (inotify.IN_IGNORED | inotify.IN_UNMOUNT):
             return True
         names = self._places.get(directory, set())
-        if event.name not in names and not (_POLICIES in names and event.name.endswith(SUFFIX)):
-            return False
-        if event.mask & _COMPLETE:
-            return True
-        return bool(event.mask & inotify.IN_CREATE) and _complete_at_birth(f"{directory}/{event.name}")
+        return event.name in names or (_POLICIES in names and event.name.endswith(SUFFIX))
 
     def _walk(self) -> None:
         """Find the ways again and watch them; repeated until nothing new is found after the watches stood."""
         for _ in range(8):
             places = ways(self._root)
             watches: dict[str, int] = {}
+            self.note = ""
             for directory in places:
                 try:
                     assert self._inotify is not None
@@ -190,10 +199,17 @@ def _follow(root: Root, path: str, places: Places) -> str | None:
     return directory or "/"
 
 
-def _complete_at_birth(name: str) -> bool:
-    """Links and directories are whole when they appear; a plain file is, only if its content had a name before."""
+def _complete(name: str) -> bool:
+    """Whether what appeared a moment ago is whole: links and directories are; a plain file, if nobody writes it.
+
+    One that is being written is told by its close. One that never will be was linked here, from a file that had its
+    content already (link(2), or O_TMPFILE).
+    """
     try:
         status = os.lstat(name)
     except OSError:
         return True
-    return not stat.S_ISREG(status.st_mode) or status.st_nlink > 1
+    if not stat.S_ISREG(status.st_mode):
+        return True
+    written = lease.being_written(name)
+    return status.st_nlink > 1 if written is None else not written
