@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,38 @@ class Placement:
         Sums to 1. Empty where the mode asks for no place (default, local) or nothing is allowed. `bind`, `preferred`
         and `preferred-many` ask for no ratio among their nodes: any node of the mask is right (`is_ratio`).
         """
-        raise NotImplementedError
+        nodes = sorted(self.nodes_within(allowed))
+        if self.mempolicy.mode is Mode.WEIGHTED_INTERLEAVE:
+            parts = {node: self._weight(node, allowed) for node in nodes}
+        else:
+            parts = dict.fromkeys(nodes, 1)
+        total = sum(parts.values())
+        return {node: part / total for node, part in parts.items()} if total else {}
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the shares are to be met, as opposed to any node of the mask being right."""
+        return self.mempolicy.mode in (Mode.INTERLEAVE, Mode.WEIGHTED_INTERLEAVE)
+
+    def nodes_within(self, allowed: frozenset[int]) -> frozenset[int]:
+        """The nodes that the kernel uses where only `allowed` may be used; relative ones are folded onto them."""
+        if Flag.RELATIVE_NODES in self.mempolicy.flags:
+            return fold(self.mempolicy.nodes, allowed)
+        return self.mempolicy.nodes & allowed
+
+    def _weight(self, node: int, allowed: frozenset[int]) -> int:
+        """Weights of relative nodes are by place; where two places fold onto one node, it is in the mask once."""
+        if Flag.RELATIVE_NODES not in self.mempolicy.flags:
+            return self.weights[node]
+        return max(
+            weight for place, weight in self.weights.items() if fold(frozenset((place,)), allowed) == frozenset((node,))
+        )
+
+
+def fold(places: frozenset[int], allowed: frozenset[int]) -> frozenset[int]:
+    """Relative nodes as real ones: place n is the n-th allowed node, counted round (mpol_relative_nodemask())."""
+    order = sorted(allowed)
+    return frozenset(order[place % len(order)] for place in places) if order else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +112,7 @@ class Effective:
     state: str
     """`active`, `blocked`, `conflict` or `default`."""
     placement: Placement | None
-    """None in state `default` (nothing is asked of its tasks) and `blocked`."""
+    """None in state `default` (nothing is asked of its tasks) and `blocked` (nothing may be applied)."""
     handling: Handling
     own: Source | None
     inherited_from: Source | None
@@ -92,3 +123,7 @@ class Effective:
     losers: tuple[Loser, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences for a person: why blocked, what was cut, what is not yet supported."""
+    wanted: Placement | None = None
+    """What a blocked placement came to, as far as it could be resolved; `placement` in every other state."""
+    wall: frozenset[int] | None = None
+    """The nodes within which walls keep whatever is issued here (I5); None where none stands."""

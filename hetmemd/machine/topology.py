@@ -1,0 +1,201 @@
+"""The machine's memory nodes, as sysfs has them (Documentation/ABI/stable/sysfs-devices-node, numaperf.rst).
+
+Whatever a kernel or a firmware does not tell is absent from the values, never guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hetmemd.kernel import nodelist
+from hetmemd.kernel.root import Root
+
+NODES = "/sys/devices/system/node"
+CPUS = "/sys/devices/system/cpu"
+TIERS = "/sys/devices/virtual/memory_tiering"  # 6.1
+WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"  # 6.9
+
+# Access class 1 has CPUs as its only initiators and is what the kernel's own weights use; before 5.10 there is
+# only class 0, whose best initiator may also be a device.
+_ACCESS_CLASSES = ("access1", "access0")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node that is online."""
+
+    id: int
+    cpus: frozenset[int]
+    memory: int
+    """Bytes; 0 where meminfo does not say."""
+    distances: Mapping[int, int] = field(default_factory=dict)
+    """To each online node, itself among them: 10 is local (ACPI SLIT)."""
+    bandwidth: int | None = None
+    """MB/s from the nearest CPUs, the lesser of read and write; None where firmware has no figures (HMAT, CDAT)."""
+    tier: int | None = None
+    """N of memory_tierN: lower is faster; None before 6.1 and for nodes without memory."""
+    initiators: frozenset[int] = frozenset()
+    """Nodes whose CPUs reach this memory best, as firmware says; empty without figures."""
+    has_memory: bool = True
+    """In the kernel's N_MEMORY: pages can be allocated here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """All nodes that are online, and the kernel's global table for weighted interleave."""
+
+    nodes: Mapping[int, Node]
+    kernel_weights: Mapping[int, int] | None = None
+    """1 to 255 by node; None before 6.9."""
+    kernel_auto: bool | None = None
+    """Whether the kernel keeps that table by itself from bandwidths (6.16); None where it has no such switch."""
+    packages: Mapping[int, int] = field(default_factory=dict)
+    """The socket of each CPU (physical_package_id)."""
+
+    @property
+    def memory_nodes(self) -> frozenset[int]:
+        return frozenset(node.id for node in self.nodes.values() if node.has_memory)
+
+    @property
+    def cpus(self) -> frozenset[int]:
+        return frozenset(cpu for node in self.nodes.values() for cpu in node.cpus)
+
+    def best_initiators(self, node: int) -> frozenset[int]:
+        """The nodes with CPUs that reach `node` best: by firmware's word, else by the smallest distance."""
+        told = frozenset(other for other in self.nodes[node].initiators if other in self.nodes)
+        if told:
+            return told
+        distances = {
+            other.id: self.nodes[node].distances[other.id]
+            for other in self.nodes.values()
+            if other.cpus and other.id in self.nodes[node].distances
+        }
+        least = min(distances.values(), default=0)
+        return frozenset(other for other, distance in distances.items() if distance == least)
+
+    def nearest(self, cpus: frozenset[int]) -> frozenset[int]:
+        """The memory nodes of the sockets that `cpus` touch, with the CPU-less ones whose best initiators those are.
+
+        A socket may hold several nodes (sub-NUMA clustering). Where sysfs has no sockets each node is its own.
+        """
+        sockets = {self.packages[cpu] for cpu in cpus if cpu in self.packages}
+        near = frozenset(
+            node.id
+            for node in self.nodes.values()
+            if node.cpus & cpus or any(self.packages.get(cpu) in sockets for cpu in node.cpus)
+        )
+        memory_only = {
+            node.id for node in self.nodes.values() if not node.cpus and self.best_initiators(node.id) & near
+        }
+        return (near | memory_only) & self.memory_nodes
+
+
+def read(root: Root) -> Machine:
+    """The machine below `root`; without nodes where the kernel has no NUMA. `OSError` for what is there but unreadable."""
+    online = _online(root)
+    with_memory = _list(root, f"{NODES}/has_memory")
+    tiers = _tiers(root)
+    nodes = {number: _node(root, number, online, with_memory, tiers.get(number)) for number in online}
+    weights, auto = _kernel_weights(root)
+    return Machine(nodes, weights, auto, _packages(root))
+
+
+def _text(root: Root, path: str) -> str | None:
+    try:
+        return root.read_text(path).strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _list(root: Root, path: str) -> frozenset[int] | None:
+    text = _text(root, path)
+    return None if text is None else nodelist.parse(text)
+
+
+def _names(root: Root, path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(root.name(path)))  # noqa: PTH208 - names, as sysfs has them
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _numbered(root: Root, path: str, word: str) -> list[int]:
+    """N of each entry `wordN`, ascending."""
+    return sorted(int(match[1]) for name in _names(root, path) if (match := re.fullmatch(word + r"(\d+)", name)))
+
+
+def _online(root: Root) -> list[int]:
+    online = _list(root, f"{NODES}/online")
+    return _numbered(root, NODES, "node") if online is None else sorted(online)
+
+
+def _node(root: Root, number: int, online: list[int], with_memory: frozenset[int] | None, tier: int | None) -> Node:
+    folder = f"{NODES}/node{number}"
+    cpus = _list(root, f"{folder}/cpulist")
+    if cpus is None:
+        mask = _text(root, f"{folder}/cpumap")
+        cpus = nodelist.parse_mask(mask) if mask else frozenset()
+    total = re.search(r"MemTotal:\s+(\d+) kB", _text(root, f"{folder}/meminfo") or "")
+    memory = int(total[1]) << 10 if total else 0
+    # One column for each online node, in their order (node_read_distance() in drivers/base/node.c).
+    row = [int(word) for word in (_text(root, f"{folder}/distance") or "").split()]
+    distances = dict(zip(online, row, strict=False))
+    return Node(
+        id=number,
+        cpus=cpus,
+        memory=memory,
+        distances=distances,
+        bandwidth=_bandwidth(root, folder),
+        tier=tier,
+        initiators=_initiators(root, folder),
+        has_memory=memory > 0 if with_memory is None else number in with_memory,
+    )
+
+
+def _bandwidth(root: Root, folder: str) -> int | None:
+    for access in _ACCESS_CLASSES:
+        figures = [_text(root, f"{folder}/{access}/initiators/{way}_bandwidth") for way in ("read", "write")]
+        if all(figure is not None and figure.isdigit() for figure in figures):
+            # 0 is what the file holds where firmware told only latencies.
+            return min(int(figure or 0) for figure in figures) or None
+    return None
+
+
+def _initiators(root: Root, folder: str) -> frozenset[int]:
+    for access in _ACCESS_CLASSES:
+        found = _numbered(root, f"{folder}/{access}/initiators", "node")
+        if found:
+            return frozenset(found)
+    return frozenset()
+
+
+def _tiers(root: Root) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for tier in _numbered(root, TIERS, "memory_tier"):
+        for node in _list(root, f"{TIERS}/memory_tier{tier}/nodelist") or ():
+            found[node] = tier
+    return found
+
+
+def _kernel_weights(root: Root) -> tuple[dict[int, int] | None, bool | None]:
+    numbers = _numbered(root, WEIGHTS, "node")
+    weights: dict[int, int] = {}
+    for number in numbers:
+        text = _text(root, f"{WEIGHTS}/node{number}")
+        if text and text.isdigit():
+            weights[number] = int(text)
+    auto = _text(root, f"{WEIGHTS}/auto")
+    return weights or None, None if auto is None else auto in ("true", "Y", "y", "1")
+
+
+def _packages(root: Root) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for cpu in _numbered(root, CPUS, "cpu"):
+        text = _text(root, f"{CPUS}/cpu{cpu}/topology/physical_package_id")
+        # -1 where the architecture does not tell.
+        if text and text.isdigit():
+            found[cpu] = int(text)
+    return found

@@ -1,0 +1,59 @@
+"""What is wrong with a policy file, in the form that editors and people follow: `file:line: message (hint)`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+def printable(text: str) -> str:
+    """`text` fit for a terminal and for a line of a log: undecodable bytes and control characters are escaped."""
+    escaped = "".join(character if character.isprintable() else _escape(character) for character in text)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8, as os.fsdecode keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known word, empty where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a file is not taken. `line` counts from 1; a fault of the file as a whole stands in line 1."""
+
+    severity: ClassVar[str] = "error"
+
+    file: str
+    line: int
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return printable(f"{self.file}:{self.line}: {self.message}{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """What `check` warns of: the file is taken, but may not do what was meant."""
+
+    severity: ClassVar[str] = "warning"
+
+    file: str
+    line: int
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return printable(f"{self.file}:{self.line}: warning: {self.message}{hint}")

@@ -1,0 +1,66 @@
+"""Sizes, rates and durations as people write them: `256MiB/s`, `64KiB`, `30s`."""
+
+from __future__ import annotations
+
+import re
+
+_BYTES = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}iB": 1 << 10 * (power + 1) for power, letter in enumerate("KMGT")},
+    **{f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("kMGT")},
+}
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
+LARGEST = (1 << 63) - 1
+
+
+def _scaled(text: str, units: dict[str, int] | dict[str, float], example: str) -> float | int:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"write it like {example}")
+    number, unit = match.groups()
+    if unit not in units:
+        raise ValueError(f"there is no unit {unit!r}: write it like {example}")
+    scale = units[unit]
+    return int(number) * scale if "." not in number else float(number) * scale
+
+
+def size(value: str | int) -> int:
+    """Bytes. `ValueError` says how to write it."""
+    found = value if isinstance(value, int) else int(_scaled(value, _BYTES, '"64KiB"'))
+    if not 0 <= found <= LARGEST:
+        raise ValueError("out of range")
+    return found
+
+
+def burst(value: str | int) -> int:
+    """Bytes, at least a page: with less, no page could ever be paid for."""
+    found = size(value)
+    if found < 4096:
+        raise ValueError("less than a page of 4096 bytes, so that no page would ever move")
+    return found
+
+
+def rate(value: str | int) -> int:
+    """Bytes per second, more than 0. `ValueError` says how to write it."""
+    if isinstance(value, str):
+        number, slash, second = value.partition("/")
+        if not slash or second.strip() != "s":
+            raise ValueError('write it like "256MiB/s"')
+        found = int(_scaled(number, _BYTES, '"256MiB/s"'))
+    else:
+        found = value
+    if found == 0:
+        raise ValueError('to move nothing write existing = "leave"')
+    if not 0 < found <= LARGEST:
+        raise ValueError("out of range")
+    return found
+
+
+def duration(value: str | float) -> float:
+    """Seconds. `ValueError` says how to write it."""
+    found = float(value) if isinstance(value, (int, float)) else float(_scaled(value, _SECONDS, '"30s"'))
+    if not 0 <= found <= 1e9:
+        raise ValueError("out of range")
+    return found
