@@ -72,17 +72,21 @@ def _fields_only(send: Callable[..., Any]) -> Callable[..., Any]:
     """JournalHandler hands over every attribute of a record; the journal has fields in upper case only."""
 
     def filtered(message: str, **fields: Any) -> Any:
-        return send(printable(message), **{name: value for name, value in fields.items() if name.isupper()})
+        return send(_lines(message), **{name: value for name, value in fields.items() if name.isupper()})
 
     return filtered
 
 
+def _lines(text: str) -> str:
+    """Fit for a terminal, line by line: a traceback has several."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.splitlines())
+
+
 class _Plain(logging.Formatter):
-    """For a person at a terminal; control characters of foreign names are escaped line by line."""
+    """For a person at a terminal; control characters in foreign names are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return "\n".join(printable(line.replace("\t", "    ")) for line in text.splitlines())
+        return _lines(super().format(record))
 
 
 class _Prefixed(_Plain):
@@ -165,7 +169,8 @@ def pages_moved(
     why: str,
 ) -> None:
     """The end of a pass over one process: `moved` in bytes, `failed` in pages by reason, distances before and now."""
-    text = f"{comm}[{process.pid}] in {cgroup}: moved {moved / (1 << 20):.1f} MiB, distance {before:.3f} -> {now:.3f} ({why})"
+    text = f"{comm}[{process.pid}] in {cgroup}: moved {moved / (1 << 20):.1f} MiB, "
+    text += f"distance {before:.3f} -> {now:.3f} ({why})"
     if failed:
         text += ", not moved: " + _counts(failed) + " pages"
     event(
