@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.policy.effective import Placement
 from hetmemd.remote.result import Outcome
 
 
@@ -50,7 +51,12 @@ def expected(issued: Mempolicy, allowed: frozenset[int]) -> Mempolicy:
     """
     if not issued.mode.takes_nodes:
         return issued
-    return Mempolicy(issued.mode, issued.nodes & allowed or allowed, issued.flags)
+    return Mempolicy(issued.mode, nodes_within(issued, allowed) or allowed, issued.flags)
+
+
+def nodes_within(issued: Mempolicy, allowed: frozenset[int]) -> frozenset[int]:
+    """The nodes that the kernel makes of the mask: cut, or folded where they are relative."""
+    return Placement(issued).nodes_within(allowed)
 
 
 def shows(now: Mempolicy, issued: Mempolicy, allowed: frozenset[int]) -> bool:
@@ -60,7 +66,7 @@ def shows(now: Mempolicy, issued: Mempolicy, allowed: frozenset[int]) -> bool:
     return (
         issued.mode in _KEEPS_ITS_MASK
         and (now.mode, now.flags) == (issued.mode, issued.flags)
-        and issued.nodes & allowed <= now.nodes <= issued.nodes
+        and nodes_within(issued, allowed) <= now.nodes <= issued.nodes
     )
 
 
@@ -77,7 +83,7 @@ def decide(
     with memory. `issued` is every value that was issued since boot: it decides ownership where the ledger has no
     `mark` (T4).
     """
-    blocked = wanted is not None and wanted.mode.takes_nodes and not wanted.nodes & allowed
+    blocked = wanted is not None and wanted.mode.takes_nodes and not nodes_within(wanted, allowed)
     values = [mark.issued] if mark else issued
     ours = now != DEFAULT and any(shows(now, value, allowed) for value in values)
 

@@ -55,6 +55,12 @@ class Record:
     settled_for: Placement | None = None
     """With `existing = "once"`: the placement for which the one pass was done."""
 
+    def renew(self) -> None:
+        """Its address space or its placement is another: what was learned of its pages holds no more."""
+        self.measure_at = 0.0
+        self.idle_passes = 0
+        self.settled_for = None
+
     def view(self) -> TaskView:
         return TaskView(
             pid=self.process.pid,

@@ -53,6 +53,8 @@ class Wanted:
     policy: Mempolicy | None
     why: str
     """`file:line` of the table, or the rule that takes it away."""
+    holds: bool = False
+    """Where nothing is wanted: what is there stays all the same (F2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Steering:
                     continue
                 raise
             decision = decide(now, wanted.policy, allowed, marks.get(tid), self._ledger.issued)
+            if wanted.holds and decision.verb is Verb.RESTORE:
+                decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
             views.append(ThreadView(tid, now, allowed, decision, wanted.why))
         return views
 

@@ -1,0 +1,259 @@
+"""Where pages are, and moving them: one bounded step of one process at a time, round-robin, within the budgets.
+
+Reading and moving happen in one thread of their own. The loop only hands out steps, so that neither a large process
+nor a slow call keeps anything else waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from hetmemd.engine.record import Record
+from hetmemd.kernel import libc
+from hetmemd.kernel.root import Root
+from hetmemd.machine.topology import Machine
+from hetmemd.memory import plan
+from hetmemd.memory.budget import Budgets
+from hetmemd.memory.measure import measure
+from hetmemd.memory.rebalance import ProcessPass
+from hetmemd.policy.effective import Effective, Placement
+from hetmemd.remote.result import Outcome
+from hetmemd.report import journal
+from hetmemd.report.tally import Tally
+from hetmemd.tasks import scan
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+GLOBAL = "global"
+"""The key of the bucket in which every move pays."""
+MOST = 64 << 20
+"""Bytes that one step may be allowed: what bounds its time is the mover itself."""
+LEAST = 2 << 20
+"""Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
+AT_ONCE = 16
+"""Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
+LONGEST_BACKOFF = 600.0
+MOVING_ONLY = ("no-right", "yama")
+"""Reasons for which a task cannot be called though its pages can be moved (L5)."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    record: Record
+    mover: ProcessPass
+    keys: tuple[str, ...]
+    why: str
+    before: float
+    moved: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+
+
+class Balancer:
+    """Measures every process that a placement reaches, and moves what lies wrong."""
+
+    def __init__(
+        self,
+        root: Root,
+        records: Mapping[int, Record],
+        effective: Callable[[str], Effective | None],
+        machine: Callable[[], Machine],
+        budgets: Budgets,
+        tally: Tally,
+        changed: Callable[[], None],
+    ) -> None:
+        """`effective` takes a cgroup's path. `changed` is called when a figure is new."""
+        self._root = root
+        self._records = records
+        self._effective = effective
+        self._machine = machine
+        self._budgets = budgets
+        self._tally = tally
+        self._changed = changed
+        self._thread = ThreadPoolExecutor(1, "mover")
+        self._passes: dict[int, _Pass] = {}
+        self._wake = asyncio.Event()
+        self.interval = 10.0
+        """Seconds between two measurements of one process."""
+        self.observing = False
+
+    def notice(self, record: Record) -> None:
+        """The process was looked at: it may be due."""
+        if record.measure_at <= asyncio.get_running_loop().time():
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake.clear()
+            for record in self._due()[:AT_ONCE]:
+                await self._look(record)
+            if self.observing:
+                self._passes.clear()
+            for pid in list(self._passes):
+                await self._step(pid)
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def close(self) -> None:
+        """Returns when the step that is under way is over: at most the bound of one call."""
+        self._passes.clear()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    # -- measuring
+
+    def _due(self) -> list[Record]:
+        now = asyncio.get_running_loop().time()
+        return [
+            record
+            for record in self._records.values()
+            if record.measure_at <= now and record.placement is not None and record.process.pid not in self._passes
+        ]
+
+    def _pause(self) -> float:
+        """Seconds until something is to be done."""
+        now = asyncio.get_running_loop().time()
+        waits = [self._budgets.wait(active.keys, LEAST) for active in self._passes.values()]
+        waits += [max(record.measure_at - now, 0.0) for record in self._records.values() if record.placement]
+        return min(waits, default=self.interval)
+
+    async def _look(self, record: Record) -> None:
+        """Measure one process, and begin a pass where its pages lie wrong."""
+        now = asyncio.get_running_loop().time()
+        record.measure_at = now + self.interval
+        placement, effective = record.placement, self._effective(record.cgroup)
+        target = target_of(placement, record.allowed, self._machine()) if placement else None
+        if placement is None or effective is None or target is None:
+            record.distance = None
+            return
+        distance = await self._measure(record, target)
+        if distance is None:
+            return
+        if distance > effective.handling.tolerance:
+            self._begin(record, placement, effective, target)
+        else:
+            record.idle_passes = 0
+            if record.outcome is Outcome.APPLIED:
+                record.settled_for = placement
+
+    def _begin(self, record: Record, placement: Placement, effective: Effective, target: plan.Target) -> None:
+        handling = effective.handling
+        if self.observing or not _may_move(record):
+            return
+        if handling.existing == "leave" or (handling.existing == "once" and record.settled_for == placement):
+            return
+        try:
+            if scan.shares_memory(self._root, record.process.pid):
+                return  # T5: the pages may be another process's; looked at again at the next measurement
+        except OSError:
+            return
+        for bucket in effective.buckets:
+            self._budgets.configure(bucket.key, bucket.rate, bucket.burst)
+        keys = (*(bucket.key for bucket in effective.buckets), GLOBAL)
+        source = effective.own or effective.inherited_from
+        mover = ProcessPass(self._root, record.process, target)
+        why = f"{source.file}:{source.line}" if source else ""
+        self._passes[record.process.pid] = _Pass(record, mover, keys, why, record.distance or 0.0)
+
+    # -- moving
+
+    async def _step(self, pid: int) -> None:
+        active = self._passes[pid]
+        record = active.record
+        if self._records.get(pid) is not record or not _may_move(record):
+            del self._passes[pid]
+            return
+        if self._budgets.wait(active.keys, LEAST) > 0:
+            return
+        allowed = self._budgets.allowance(active.keys, MOST)
+        try:
+            result = await self._in_thread(lambda: active.mover.step(allowed))
+        except OSError as error:
+            self._passes.pop(pid, None)
+            if not libc.is_gone(error):
+                record.acted = str(error)
+                log.warning("moving pages of %s[%d]: %s", record.comm, pid, error)
+            return
+        self._budgets.pay(active.keys, result.bytes_moved)
+        active.moved += result.bytes_moved
+        for (source, target), (pages, size) in result.moved.items():
+            self._tally.pages_moved(source, target, pages, size)
+        for reason, pages in result.failed.items():
+            active.failed[reason] += pages
+            self._tally.pages_failed(reason, pages)
+        if result.done:
+            self._passes.pop(pid, None)
+            await self._finish(active)
+
+    async def _finish(self, active: _Pass) -> None:
+        record = active.record
+        if active.moved == 0:
+            record.idle_passes += 1
+        placement = record.placement
+        await self._look_after(record)
+        record.settled_for = placement
+        if active.moved or active.failed:
+            now = record.distance if record.distance is not None else active.before
+            journal.pages_moved(
+                record.cgroup, record.comm, record.process, active.moved, active.failed, active.before, now, active.why
+            )
+
+    async def _look_after(self, record: Record) -> None:
+        """The figure after a pass, without beginning another: that is for the next measurement, later and later where
+        passes move nothing."""
+        target = target_of(record.placement, record.allowed, self._machine()) if record.placement else None
+        if target:
+            await self._measure(record, target)
+        backoff = min(self.interval * 2 ** min(record.idle_passes, 10), LONGEST_BACKOFF)
+        record.measure_at = max(record.measure_at, asyncio.get_running_loop().time() + backoff)
+
+    async def _measure(self, record: Record, target: plan.Target) -> float | None:
+        """The distance, written into the record with the bytes; None where it could not be had."""
+        begin = time.monotonic()
+        try:
+            found = await self._in_thread(lambda: measure(self._root, record.process.pid, self._reader(record)))
+        except OSError as error:
+            if not libc.is_gone(error):
+                record.acted = str(error)
+            return None
+        record.bytes_by_node = found.bytes_by_node
+        record.distance = target.distance(found.bytes_by_node)
+        # A measurement must not cost more than a hundredth of one core.
+        spent = time.monotonic() - begin
+        record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
+        self._changed()
+        return record.distance
+
+    def _reader(self, record: Record) -> int | None:
+        """A dead leader's numa_maps is empty: any live thread serves (T1)."""
+        return scan.live_thread(self._root, record.process.pid)
+
+    def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _may_move(record: Record) -> bool:
+    """Pages follow where the policy holds, or where only the policy cannot be set (L5)."""
+    if record.outcome in (Outcome.APPLIED, Outcome.UNSTEERABLE):
+        return True
+    return record.outcome is Outcome.REFUSED and record.reason in MOVING_ONLY
+
+
+def target_of(placement: Placement, allowed: frozenset[int], machine: Machine) -> plan.Target | None:
+    """Where pages should be, on the nodes that the process may use; None where the mode asks for no place (I6)."""
+    nodes = placement.nodes_within(allowed)
+    if not nodes:
+        return None
+    if placement.is_ratio:
+        return plan.ratio(placement.shares(allowed))
+    return plan.within(nodes, {number: node.distances for number, node in machine.nodes.items()})

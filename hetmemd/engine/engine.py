@@ -1,0 +1,297 @@
+"""The loop: hints come in, state is compared with state, and what differs is looked at, in order of urgency.
+
+Level, not edge: whatever woke it, the engine reads what is and compares it with what should be. A hint that was lost
+costs time until the next scan, never correctness. Looks at processes run side by side, so that a process of a thousand
+threads does not keep a small one waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from hetmemd.engine.balancing import Balancer
+from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.pending import Pending
+from hetmemd.engine.record import Record
+from hetmemd.engine.steering import Steering
+from hetmemd.engine.world import World
+from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.root import Root
+from hetmemd.remote.result import Outcome
+from hetmemd.report.tally import Tally
+from hetmemd.tasks import scan
+from hetmemd.tasks.tree import Cgroup
+from hetmemd.watch.hint import Hint
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY, LAST_RETRY = 0.2, 30.0
+"""Seconds between looks at a process whose act was deferred; doubled each time, the scan goes on after that."""
+YOUNG = 1.0
+"""Seconds after which a child that has its parent's policy already (T2) is taken up: most do not live so long."""
+SLICE = 64
+"""Processes looked at before the loop serves everything else again."""
+QUIET = ("observe", "no-allowed-node")
+"""Reasons that time does not mend: a change of the files or of the cpuset is a hint of its own."""
+
+
+class Engine:
+    def __init__(
+        self,
+        root: Root,
+        world: World,
+        ledger: Ledger,
+        steering: Steering,
+        balancer: Balancer,
+        records: dict[int, Record],
+        tally: Tally,
+        spared: Callable[[], Iterable[int]],
+    ) -> None:
+        """`spared` gives the pids that are never touched besides init's: the daemon's own and its tracer's (T5)."""
+        self._root = root
+        self._world = world
+        self._ledger = ledger
+        self._steering = steering
+        self._balancer = balancer
+        self.records = records
+        self._tally = tally
+        self._spared = spared
+        self._pending = Pending()
+        self._wake = asyncio.Event()
+        self._looks: dict[int, asyncio.Task[None]] = {}
+        self._again: set[int] = set()
+        self._retries: dict[int, asyncio.TimerHandle] = {}
+        self._young: set[int] = set()
+        self._young_timer: asyncio.TimerHandle | None = None
+        self.changed = asyncio.Event()
+        """Set after every round, for whoever publishes."""
+        self.scans = 0
+        self.last_scan = 0.0
+        self.busy_since: float | None = None
+        """When the round that runs now began, in the loop's time; None between rounds."""
+
+    def deliver(self, hints: Sequence[Hint]) -> None:
+        self._pending.add(hints, self._now())
+        self._wake.set()
+
+    def rescan(self) -> None:
+        self._pending.everything = True
+        self._wake.set()
+
+    def reload(self) -> None:
+        """The policy files, the settings or the kill switch may have changed."""
+        self._pending.files = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. The first round scans everything."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self.busy_since = self._now()
+            pending, self._pending = self._pending, Pending()
+            try:
+                await self._round(pending)
+            except OSError as error:
+                # A failure concerns its task or file. What comes to here concerns a reading of the whole; the next scan
+                # repeats it.
+                log.error("a round was cut short: %s", error)
+            self.busy_since = None
+            self.changed.set()
+
+    async def settle(self) -> None:
+        """Wait until no hint is pending and no look is under way."""
+        while self._looks or self._wake.is_set() or self.busy_since is not None:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        if self._young_timer:
+            self._young_timer.cancel()
+        for timer in self._retries.values():
+            timer.cancel()
+        for look in list(self._looks.values()):
+            look.cancel()
+        await asyncio.gather(*self._looks.values(), return_exceptions=True)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # -- rounds
+
+    async def _round(self, pending: Pending) -> None:
+        at = self._now()
+        if pending.files:
+            await self._cgroups(self._world.read_files(), at)
+        for path, hinted in pending.cpusets.items():
+            await self._cgroups(self._world.read_cpusets(path), hinted, all_of_them=True)
+        for path in pending.gone:
+            self._world.look(path)
+        for path, hinted in pending.cgroups.items():
+            await self._cgroups([path, *self._world.look(path)], hinted)
+        for pid, hinted in pending.executed.items():
+            self._executed(pid, hinted)
+        for pid, parent in pending.forked.items():
+            self._child(pid, parent, at)
+        for pid in pending.ended:
+            if pid in self.records or pid in self._looks:
+                self._look(pid)
+        if pending.everything:
+            await self._scan()
+
+    async def _scan(self) -> None:
+        begin = time.monotonic()
+        self._world.read_machine()
+        self._world.read_files()
+        self._world.look("/")
+        known = {process.pid for process in self._ledger.processes()} | set(self.records)
+        seen = await self._cgroups(list(self._world.tree.by_path))
+        for pid in known - seen:
+            self._look(pid)
+        self.scans += 1
+        self.last_scan = time.monotonic() - begin
+        self._tally.scan(self.last_scan)
+
+    async def _cgroups(self, paths: Iterable[str], hinted: float | None = None, all_of_them: bool = False) -> set[int]:
+        """Look at what sits in these cgroups. Gives the pids."""
+        seen: set[int] = set()
+        for path in dict.fromkeys(paths):
+            cgroup = self._world.tree.by_path.get(path)
+            if cgroup is None or not (all_of_them or self._concerns(path)):
+                continue
+            for number, pid in enumerate(self._processes(cgroup)):
+                seen.add(pid)
+                self._look(pid, hinted)
+                if number % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+        return seen
+
+    def _concerns(self, path: str) -> bool:
+        """Whether a task in this cgroup may need anything: a policy, or to be rid of one (T3)."""
+        return self._world.reached(path) or bool(self._ledger.issued)
+
+    def _processes(self, cgroup: Cgroup) -> list[int]:
+        try:
+            return scan.processes(self._root, cgroup)
+        except OSError as error:
+            log.warning("the tasks of %s cannot be listed: %s", cgroup.path, error)
+            return []
+
+    # -- processes
+
+    def _child(self, pid: int, parent: int, at: float) -> None:
+        """A fork: the child of a parent that was verified has the policy already, in the same cgroup (T2)."""
+        if not self._world.any_policy and not self._ledger.issued:
+            return
+        try:
+            path = procfs.cgroup_path(self._root, pid)
+        except OSError:
+            return  # it ended, as most children do before anybody looks
+        known = self.records.get(parent)
+        if known and known.cgroup == path and known.outcome is Outcome.APPLIED:
+            self._young.add(pid)
+            if self._young_timer is None:
+                self._young_timer = asyncio.get_running_loop().call_later(YOUNG, self._take_up)
+        elif path and self._concerns(path):
+            self._look(pid, at)
+
+    def _executed(self, pid: int, at: float) -> None:
+        """An exec: the task's policy stays, its address space is another."""
+        if record := self.records.get(pid):
+            record.renew()
+        if record or self._world.any_policy or self._ledger.issued:
+            self._look(pid, at)
+
+    def _take_up(self) -> None:
+        self._young_timer = None
+        for pid in self._young:
+            self._look(pid)
+        self._young.clear()
+
+    def _look(self, pid: int, hinted: float | None = None) -> None:
+        """Look at a process, now or, where a look is under way, once more after it."""
+        if pid in self._looks:
+            self._again.add(pid)
+            return
+        self._looks[pid] = asyncio.get_running_loop().create_task(self._looked(pid, hinted))
+
+    async def _looked(self, pid: int, hinted: float | None) -> None:
+        record = self.records.get(pid)
+        try:
+            record = self._record(pid)
+            if record is not None:
+                changed = await self._steering.look(record)
+                self._after(record, changed, hinted)
+        except OSError as error:
+            if libc.is_gone(error):
+                self._forget(pid)
+            elif record is not None:
+                record.outcome, record.reason = Outcome.REFUSED, "unreadable"
+                record.acted = str(error)
+        except Exception:
+            # A failure concerns its task: the rest of the machine is still served.
+            log.exception("looking at process %d failed", pid)
+            if record is not None:
+                record.outcome, record.reason = Outcome.REFUSED, "internal-error"
+        finally:
+            self._looks.pop(pid, None)
+            self.changed.set()
+        if pid in self._again:
+            self._again.discard(pid)
+            self._look(pid, hinted)
+
+    def _record(self, pid: int) -> Record | None:
+        """The record of a process that concerns us, made or brought up to date; None for one that does not."""
+        if pid == 1 or pid in self._spared():
+            return None
+        stat = procfs.stat(self._root, pid)
+        process = procfs.ProcessId(pid, stat.start)
+        path = None if stat.flags & procfs.PF_KTHREAD else procfs.cgroup_path(self._root, pid)
+        if path is None:
+            self._forget(pid)
+            return None
+        if path not in self._world.tree.by_path:
+            self._world.look(path)
+        placement = self._world.placement(path)
+        record = self.records.get(pid)
+        if record is None or record.process != process:
+            record = Record(process, stat.comm, path, placement)
+        record.comm = stat.comm
+        record.cgroup = path
+        if record.placement != placement:
+            record.placement = placement
+            record.renew()
+        if self._world.reached(path):
+            self.records[pid] = record
+        else:
+            self.records.pop(pid, None)
+        return record
+
+    def _after(self, record: Record, changed: bool, hinted: float | None) -> None:
+        pid = record.process.pid
+        if changed and record.outcome is Outcome.APPLIED and hinted is not None:
+            self._tally.cgroup_move(self._now() - hinted)
+        if record.outcome is Outcome.DEFERRED and record.reason not in QUIET:
+            delay = min(FIRST_RETRY * 2**record.attempts, LAST_RETRY)
+            record.attempts = min(record.attempts + 1, 16)
+            if previous := self._retries.pop(pid, None):
+                previous.cancel()
+            self._retries[pid] = asyncio.get_running_loop().call_later(delay, self._retry, pid)
+        else:
+            record.attempts = 0
+        if pid in self.records:
+            self._balancer.notice(record)
+
+    def _retry(self, pid: int) -> None:
+        del self._retries[pid]
+        self._look(pid)
+
+    def _forget(self, pid: int) -> None:
+        record = self.records.pop(pid, None)
+        self._young.discard(pid)
+        if record:
+            self._ledger.forget([record.process])
+        else:
+            self._ledger.forget([process for process in self._ledger.processes() if process.pid == pid])

@@ -1,0 +1,121 @@
+"""What should be: the policy files, the machine and the cgroup tree, resolved. No act, no task.
+
+Every method that reads gives the paths of the cgroups for which something changed, for the engine to look at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from hetmemd.engine.decide import issuable
+from hetmemd.engine.steering import Wanted
+from hetmemd.kernel import cgroupfs
+from hetmemd.kernel.root import Root
+from hetmemd.machine import topology
+from hetmemd.machine.topology import Machine
+from hetmemd.policy import library
+from hetmemd.policy.effective import Effective, Handling, Placement
+from hetmemd.policy.resolve import CgroupFacts, resolve
+from hetmemd.tasks.tree import CgroupTree
+
+log = logging.getLogger(__name__)
+
+
+class World:
+    def __init__(self, root: Root, defaults: Handling) -> None:
+        """`NoCgroup2` where there is no cgroup2 mount."""
+        self._root = root
+        self.defaults = defaults
+        self.tree = CgroupTree(root)
+        self.machine: Machine = topology.read(root)
+        self.library = library.load(root, keep=True)
+        self.holds = bool(self.library.rejected)
+        """A file is broken whose last good version, if it had one, is lost: until it is mended or removed nothing that
+        an earlier daemon applied is undone, since that may be what the file asked for (F2)."""
+        self.effective: dict[str, Effective] = {}
+        self._facts: dict[str, CgroupFacts] = {}
+
+    @property
+    def any_policy(self) -> bool:
+        return any(table.enabled for table in self.library.tables)
+
+    # -- reading
+
+    def read_files(self) -> set[str]:
+        self.library = library.load(self._root, keep=True, previous=self.library)
+        held = self.holds
+        self.holds = held and bool(self.library.rejected)
+        changed = self._resolve(self.tree.by_path)
+        return set(self.tree.by_path) if held and not self.holds else changed
+
+    def read_machine(self) -> set[str]:
+        machine = topology.read(self._root)
+        if machine == self.machine:
+            return set()
+        self.machine = machine
+        return self._resolve(self.tree.by_path)
+
+    def read_cpusets(self, path: str) -> set[str]:
+        """The cpuset of `path` changed: all below it are looked at, whatever they come to (I6)."""
+        below = [each for each in self.tree.by_path if path in ("/", each) or each.startswith(path + "/")]
+        for each in below:
+            self._facts.pop(each, None)
+        self._resolve(below)
+        return set(below)
+
+    def look(self, path: str) -> set[str]:
+        """The cgroup `path` was made, made again, or removed, or may have been."""
+        known = self.tree.by_path.get(path)
+        if known is not None and path != "/" and self._is_still(known.id, path):
+            return set()
+        changes = self.tree.look(path)
+        for cgroup in changes.vanished:
+            self.effective.pop(cgroup.path, None)
+            self._facts.pop(cgroup.path, None)
+        appeared = [cgroup.path for cgroup in changes.appeared]
+        self._resolve(appeared)
+        return set(appeared)
+
+    def _is_still(self, identity: int, path: str) -> bool:
+        try:
+            return cgroupfs.cgroup_id(self._root, path) == identity
+        except OSError:
+            return False
+
+    def _resolve(self, paths: Iterable[str]) -> set[str]:
+        wanted = list(paths)
+        for path in self.tree.by_path if wanted else ():
+            if path not in self._facts:
+                self._facts[path] = self._read_facts(path)
+        results = resolve(self._facts, self.library, self.machine, self.defaults, only=wanted)
+        changed = {path for path, effective in results.items() if self.effective.get(path) != effective}
+        self.effective.update(results)
+        return changed
+
+    def _read_facts(self, path: str) -> CgroupFacts:
+        try:
+            return CgroupFacts(cgroupfs.effective_cpus(self._root, path), cgroupfs.effective_nodes(self._root, path))
+        except OSError:
+            return CgroupFacts()  # it is being removed: the tree follows
+
+    # -- asking
+
+    def reached(self, path: str) -> bool:
+        """Whether a policy reaches this cgroup, be it one that is blocked."""
+        effective = self.effective.get(path)
+        return effective is not None and effective.state != "default"
+
+    def placement(self, path: str) -> Placement | None:
+        effective = self.effective.get(path)
+        return effective.placement if effective else None
+
+    def wanted(self, path: str) -> Wanted:
+        """What a thread in this cgroup should be issued, and why."""
+        effective = self.effective.get(path)
+        if effective is None or effective.placement is None:
+            reached = effective is not None and effective.state != "default"
+            return Wanted(None, "I6: blocked" if reached else "T3: no policy reaches the cgroup", holds=self.holds)
+        source = effective.inherited_from or effective.own
+        policy = issuable(effective.placement.mempolicy, self.machine.kernel_weights is not None)
+        return Wanted(policy, f"{source.file}:{source.line}" if source else "")
