@@ -1,0 +1,52 @@
+"""How full nodes are: /proc/zoneinfo (watermarks) and /sys/devices/system/node/nodeN/vmstat (pages, in units of 4 KiB).
+
+Formats: `zoneinfo_show_print` in mm/vmstat.c and `node_read_vmstat` in drivers/base/node.c. zoneinfo grows with the
+number of CPUs: its watermarks hardly change, so they are read now and then, and the short vmstat of a node often.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hetmemd.kernel.root import Root
+
+
+class Watermarks(NamedTuple):
+    """Sums over a node's zones, in pages."""
+
+    high: int
+    """Above it, nothing is reclaimed in the background."""
+    managed: int
+    """Pages that the kernel gives out at all."""
+
+
+def parse_watermarks(text: str) -> dict[int, Watermarks]:
+    """By node, those without memory left out."""
+    sums: dict[int, list[int]] = {}
+    current: list[int] | None = None
+    zone_is_filled = False
+    for line in text.split("\n"):
+        if line.startswith("Node "):
+            node = int(line.split(",", 1)[0][5:])
+            current = sums.setdefault(node, [0, 0])
+            high = 0
+        elif current is not None:
+            words = line.split(None, 2)
+            if len(words) == 2 and words[0] == "high":
+                # `high:` with a colon is a per-CPU list's.
+                high = int(words[1])
+            elif len(words) == 2 and words[0] == "managed":
+                zone_is_filled = int(words[1]) > 0
+                current[0] += high if zone_is_filled else 0
+                current[1] += int(words[1])
+    return {node: Watermarks(*values) for node, values in sums.items() if values[1]}
+
+
+def watermarks(root: Root) -> dict[int, Watermarks]:
+    return parse_watermarks(root.read_text("/proc/zoneinfo"))
+
+
+def node_vmstat(root: Root, node: int) -> dict[str, int]:
+    """`nr_free_pages`, `nr_inactive_file`, ... of one node. ENOENT where it is gone."""
+    text = root.read_text(f"/sys/devices/system/node/node{node}/vmstat")
+    return {name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value}

@@ -1,0 +1,49 @@
+"""How much a node may still take in without hurting anybody there.
+
+The kernel lets a move fill a node down to its *min* watermark, where everybody's allocations stall; and huge pages that
+are moved into a nearly full node are split. So moving stops earlier, above the *high* watermark and a reserve.
+"""
+
+from __future__ import annotations
+
+from hetmemd.kernel import libc, zoneinfo
+from hetmemd.kernel.root import Root
+
+RESERVE_PART = 64
+"""The reserve above the high watermark is one 64th (1.6 %) of the node,"""
+RESERVE_LEAST = 4096
+"""and at least 16 MiB (in pages)."""
+
+
+def reserve(marks: zoneinfo.Watermarks) -> int:
+    """Pages that stay free on a node."""
+    return marks.high + max(marks.managed // RESERVE_PART, RESERVE_LEAST)
+
+
+class Headroom:
+    """Room on nodes. Watermarks are read once, free pages at each question."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._reserve = {node: reserve(marks) for node, marks in zoneinfo.watermarks(root).items()}
+
+    def room(self, node: int, huge: bool = False) -> int:
+        """Pages that may be moved there now.
+
+        Counted are free pages and, for small pages, half of the clean file cache that was not used lately: on a machine
+        that ran for a while it fills every node, and the kernel gives it up for any allocation. A huge page needs free
+        memory in one piece. 0 where the node has no memory or is gone.
+        """
+        if node not in self._reserve:
+            return 0
+        try:
+            counts = zoneinfo.node_vmstat(self._root, node)
+        except OSError as error:
+            if libc.is_gone(error):
+                return 0
+            raise
+        free = counts.get("nr_free_pages", 0)
+        if not huge:
+            dirty = counts.get("nr_dirty", 0) + counts.get("nr_writeback", 0)
+            free += max(counts.get("nr_inactive_file", 0) - dirty, 0) // 2
+        return max(free - self._reserve[node], 0)

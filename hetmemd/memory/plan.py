@@ -1,0 +1,275 @@
+"""Which folios go where: the fewest moves that give the ratio, everywhere. Pure.
+
+Folios that can be moved are cut, in the order of their addresses, into **windows**: as many folios of one size as the
+sum of the weights (in lowest terms). A window is right when it holds each node's weight exactly; what is missing on a
+node is its deficit. The plan is the sum of the windows' deficits, and no plan that makes all windows right is shorter.
+So a reader that streams through memory meets all nodes in every window, not one after the other. Three things follow:
+
+- A window that is right is left alone, whatever the order in it: memory that the kernel interleaved itself, by any
+  phase, is not touched, and a second plan after the first is empty.
+- Within a window there is a choice of *which* folios move, at the same price. Those go that bring the window nearest to
+  one even sequence of nodes (`sequence`), the same for all windows. Memory that was all on one node so becomes that
+  sequence, in which every window at any offset, of at least the sum of the weights, is off by one folio at most
+  for two nodes (by less than two for more).
+- What is left at the end of a span, less than a window, gets its piece of the same sequence, and the next span goes on
+  with the sequence where this one ended (`Phase`): the whole is right to one folio for each size of folio.
+
+Folios of different sizes have windows of their own: a small page cannot make up for a huge one.
+Folios that are not there or cannot be moved (negative node) are left out of the windows, and so disturb no ratio.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Nodes = NDArray[np.int16]
+Phase = Mapping[int, int]
+"""By folio size in pages: how many folios of the sequence were given out before, modulo its length."""
+START: Phase = {}
+
+LONGEST_WINDOW = 4096
+"""Folios; weights with a larger sum are rounded to the nearest shares that fit: 0.02 % off at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Pages are to be in a ratio: interleave, weighted-interleave."""
+
+    weights: tuple[tuple[int, int], ...]
+    """(node, weight), ascending by node, weights positive and in lowest terms."""
+
+    @property
+    def shares(self) -> dict[int, float]:
+        total = sum(weight for _, weight in self.weights)
+        return {node: weight / total for node, weight in self.weights}
+
+    def distance(self, pages: Mapping[int, int]) -> float:
+        """Total variation, 0 to 1: half the sum of the differences between shares that are and that should be."""
+        total = sum(pages.values())
+        if not total:
+            return 0.0
+        shares = self.shares
+        return 0.5 * sum(abs(pages.get(node, 0) / total - shares.get(node, 0.0)) for node in {*pages, *shares})
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Pages may be on any of some nodes, in no ratio: bind, preferred (of one node), preferred-many."""
+
+    nodes: tuple[int, ...]
+    """Ascending."""
+    nearest: Mapping[int, tuple[int, ...]]
+    """For a node outside of `nodes`: `nodes` by distance from it, nearest first. One that is missing here is served in
+    ascending order."""
+    full: frozenset[int] = frozenset()
+    """Nodes that take nothing more for now; what is on them is right."""
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """None: every division among the nodes is right."""
+        return {}
+
+    def distance(self, pages: Mapping[int, int]) -> float:
+        """The share of pages that are elsewhere: total variation from the nearest division that is right."""
+        total = sum(pages.values())
+        return sum(count for node, count in pages.items() if node not in self.nodes) / total if total else 0.0
+
+    def destination(self, node: int) -> int:
+        """Where a page on `node` goes: `node` itself where it is right, or where nothing can be done about it."""
+        if node in self.nodes:
+            return node
+        return next((to for to in self.nearest.get(node, self.nodes) if to not in self.full), node)
+
+
+Target = Ratio | Within
+
+
+def ratio(shares: Mapping[int, float]) -> Ratio:
+    """The target for shares or weights, of any scale; those of 0 are left out. `ValueError` where nothing is left."""
+    kept = sorted((node, share) for node, share in shares.items() if share > 0)
+    if not kept:
+        raise ValueError("no node with a share")
+    return Ratio(tuple(zip((node for node, _ in kept), _lowest_terms(tuple(share for _, share in kept)), strict=True)))
+
+
+def within(nodes: Sequence[int] | frozenset[int], distances: Mapping[int, Mapping[int, int]] | None = None) -> Within:
+    """The target for a mask. `distances[a][b]` is from a to b as the firmware says. `ValueError` for an empty mask."""
+    mask = tuple(sorted(nodes))
+    if not mask:
+        raise ValueError("no node")
+    nearest = {
+        node: tuple(sorted(mask, key=lambda to, row=row: (row.get(to, 1 << 30), to)))  # type: ignore[misc]
+        for node, row in (distances or {}).items()
+        if node not in mask
+    }
+    return Within(mask, nearest)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """A plan. No folio is in it twice, and none that is in place."""
+
+    index: NDArray[np.int64]
+    """Which folios of the span, ascending."""
+    destination: Nodes
+    """The node that each goes to."""
+    phase: Phase
+    """To be given to the plan of the span that follows."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def plan(nodes: Nodes, sizes: NDArray[np.int32] | None, target: Target, phase: Phase = START) -> Moves:
+    """The moves for one span.
+
+    `nodes`: of each folio in the order of addresses; negative for one that is not there or cannot be moved.
+    `sizes`: pages of each folio; None where all are of one page. One entry stands for a whole folio, so none is split.
+    """
+    if isinstance(target, Within):
+        return _plan_within(nodes, target, phase)
+    if sizes is None:
+        sizes = np.ones(len(nodes), dtype=np.int32)
+    present = np.unique(sizes).tolist()
+    following = dict(phase)
+    index = [np.zeros(0, dtype=np.int64)]
+    destination = [np.zeros(0, dtype=np.int16)]
+    for size in present:
+        movable = nodes >= 0
+        if len(present) > 1:
+            movable &= sizes == size
+        chosen = None if movable.all() else np.flatnonzero(movable)
+        count = len(nodes) if chosen is None else len(chosen)
+        where, to = _plan_ratio(nodes if chosen is None else nodes[chosen], target, phase.get(size, 0))
+        index.append(where if chosen is None else chosen[where])
+        destination.append(to)
+        following[size] = (phase.get(size, 0) + count) % sum(weight for _, weight in target.weights)
+    together, to = np.concatenate(index), np.concatenate(destination)
+    order = np.argsort(together, kind="stable")
+    return Moves(together[order], to[order], following)
+
+
+def _plan_within(nodes: Nodes, target: Within, phase: Phase) -> Moves:
+    there = np.unique(nodes[nodes >= 0]).tolist()
+    table = np.arange(max([*there, *target.nodes]) + 1, dtype=np.int16)
+    for node in there:
+        table[node] = target.destination(node)
+    index = np.flatnonzero((nodes >= 0) & (table[nodes] != nodes))
+    return Moves(index, table[nodes[index]], phase)
+
+
+def _plan_ratio(nodes: Nodes, target: Ratio, phase: int) -> tuple[NDArray[np.int64], Nodes]:
+    """Moves for folios of one size, all of them movable."""
+    if not len(nodes):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int16)
+    names = np.array([node for node, _ in target.weights], dtype=np.int16)
+    weights = tuple(weight for _, weight in target.weights)
+    # From here on nodes are slots 0..m-1 in the order of the target, and m for all others.
+    table = np.full(max(int(nodes.max()), int(names.max())) + 1, len(names), dtype=np.int16)
+    table[names] = np.arange(len(names))
+    slots = table[nodes]
+    window = sum(weights)
+    ideal = np.roll(sequence(weights), -phase)
+    whole = len(slots) // window * window
+    rows = slots[:whole].reshape(-1, window)
+    row, column, to = _even_out(rows, ideal, np.array(weights))
+    rest = slots[whole:].reshape(1, -1)
+    piece = ideal[: rest.shape[1]]
+    _, last_column, last_to = _even_out(rest, piece, np.bincount(piece, minlength=len(names)))
+    return np.concatenate([row * window + column, last_column + whole]), names[np.concatenate([to, last_to])]
+
+
+def _even_out(
+    slots: Nodes, ideal: Nodes, wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(window, position in it, slot to go to) of the moves that leave `wanted` of each slot in every window.
+
+    `slots` is (windows, positions); `ideal` the even sequence over the positions, which counts as `wanted` says.
+    """
+    count = len(wanted)
+    held = np.stack([(slots == slot).sum(axis=1, dtype=np.int32) for slot in range(count)], axis=1)
+    lacking = np.flatnonzero((held < wanted).any(axis=1))
+    slots, held = slots[lacking], held[lacking]
+    deficit = np.maximum(wanted - held, 0)
+    # Who goes: everything on other nodes, and of each node the surplus, first of all where the sequence has another.
+    goes = slots == count
+    for slot in range(count):
+        mine = slots == slot
+        surplus = (held[:, slot] - wanted[slot]).clip(0)[:, None]
+        misplaced = mine & (ideal != slot)
+        rank = np.cumsum(misplaced, axis=1, dtype=np.int32)
+        goes |= misplaced & (rank <= surplus)
+        placed = mine & (ideal == slot)
+        more = surplus - rank[:, -1:]
+        if (more > 0).any():
+            goes |= placed & (np.cumsum(placed, axis=1, dtype=np.int32) <= more)
+    # Where to: what the sequence has at its place, as long as that node lacks something; the rest fills up.
+    to = np.full(slots.shape, -1, dtype=np.int16)
+    for slot in range(count):
+        fits = goes & (ideal == slot)
+        fits &= np.cumsum(fits, axis=1, dtype=np.int32) <= deficit[:, slot : slot + 1]
+        to[fits] = slot
+        deficit[:, slot] -= fits.sum(axis=1)
+    rest = goes & (to < 0)
+    if rest.any():
+        rank = np.cumsum(rest, axis=1, dtype=np.int32)
+        upto = np.cumsum(deficit, axis=1)
+        for slot in range(count):
+            before = upto[:, slot - 1 : slot] if slot else 0
+            to[rest & (rank > before) & (rank <= upto[:, slot : slot + 1])] = slot
+    row, column = np.nonzero(goes)
+    return lacking[row], column, to[row, column].astype(np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def sequence(weights: tuple[int, ...]) -> Nodes:
+    """The even sequence of slots 0..m-1: one period, in which slot i stands `weights[i]` times.
+
+    Every beginning of the periodic sequence holds of each slot what its share asks for, off by at most
+    1 - 1/(2m - 2): R. Tijdeman, "The chairman assignment problem", 1980. At each place, of the slots that are not
+    ahead too far, that one is taken whose next turn is due first.
+    """
+    count, period = len(weights), sum(weights)
+    if count == 1:
+        return np.zeros(period, dtype=np.int16)
+    steps = 2 * count - 2
+    weight = np.array(weights, dtype=np.int64)
+    given = np.zeros(count, dtype=np.int64)
+    places = np.zeros(period, dtype=np.int16)
+    for place in range(1, period + 1):
+        # All in units of 1 / (period * steps), so that nothing is rounded.
+        due = steps * (weight * place - period * given) >= period
+        deadline = np.where(due, (period * (steps - 1) / steps + period * given) / weight, np.inf)
+        slot = int(deadline.argmin())
+        places[place - 1] = slot
+        given[slot] += 1
+    places.setflags(write=False)
+    return places
+
+
+@functools.lru_cache(maxsize=64)
+def _lowest_terms(shares: tuple[float, ...]) -> tuple[int, ...]:
+    """The smallest whole numbers in the proportion of `shares`, to the accuracy of a float; see LONGEST_WINDOW."""
+    if all(float(share).is_integer() for share in shares) and sum(shares) <= LONGEST_WINDOW * 1000:
+        whole = [int(share) for share in shares]
+        divisor = math.gcd(*whole)
+        if sum(whole) // divisor <= LONGEST_WINDOW:
+            return tuple(number // divisor for number in whole)
+    parts = np.array(shares, dtype=float) / math.fsum(shares)
+    sums = np.arange(1, LONGEST_WINDOW + 1)[:, None]
+    nearest = np.round(parts * sums)
+    fits = (np.abs(parts * sums - nearest) < 1e-9 * sums).all(axis=1) & (nearest > 0).all(axis=1)
+    if fits.any():
+        return tuple(int(number) for number in nearest[int(fits.argmax())])
+    # Largest remainder, at least one each.
+    numbers = np.maximum(np.floor(parts * LONGEST_WINDOW), 1).astype(int)
+    for slot in np.argsort(numbers - parts * LONGEST_WINDOW)[: max(LONGEST_WINDOW - int(numbers.sum()), 0)]:
+        numbers[slot] += 1
+    divisor = math.gcd(*(int(number) for number in numbers))
+    return tuple(int(number) // divisor for number in numbers)
