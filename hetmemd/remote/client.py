@@ -1,0 +1,226 @@
+"""The daemon's end of the tracer process: starts it, asks it, and kills it when it overstays.
+
+Killing it is safe at every moment: what a stopped thread needs to go on unharmed is in the thread's own memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.remote import wire
+from hetmemd.remote.result import Outcome, ThreadResult
+from hetmemd.remote.wire import Call, Request
+
+SLICE = 32
+"""Threads in one request, after which it is another caller's turn: a few milliseconds."""
+ROUNDS = 16
+"""How often new threads are looked for in one application; a later look goes on."""
+
+_START_SECONDS = 30.0
+_FRUITLESS_STARTS = 3
+
+# The package may lie anywhere: a tracer that looked for it by itself could find another one, or none.
+_BOOTSTRAP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from hetmemd.remote import process; "
+    "process.main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
+)
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+
+
+class _Died(Exception):
+    """The tracer process ended, or was killed for overstaying."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Tracer:
+    """Makes threads of other processes call. One per daemon, for one event loop."""
+
+    def __init__(self, root: Root, limit_seconds: float = 2.0) -> None:
+        """`limit_seconds` is what one thread may take before the tracer is killed to free it."""
+        self._root = root
+        self._limit = limit_seconds
+        self._turn = asyncio.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._fruitless = 0
+        self._closed = False
+        self.restarts = 0
+        """How often a tracer process was started in place of one that died or was killed."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the tracer process, None while there is none."""
+        return self._child.pid if self._child else None
+
+    async def apply(
+        self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
+    ) -> list[ThreadResult]:
+        """Give `policy` to these threads, or to all: then until no thread is found that needed it.
+
+        One result for each thread that was seen, read back from the kernel. A thread that has the policy is not
+        stopped (`pause_ns` 0). Never raises for the target's sake.
+        """
+        call, data = wire.set_mempolicy(policy)
+        if tids is not None:
+            return list((await self._call(process, tids, (call,), data, policy)).values())
+        results: dict[int, ThreadResult] = {}
+        for _ in range(ROUNDS):
+            try:
+                if procfs.identify(self._root, process.pid) != process:
+                    break
+                listed = procfs.tids(self._root, process.pid)
+            except OSError as error:
+                if libc.is_gone(error):
+                    break
+                return [ThreadResult(process.pid, Outcome.REFUSED, "permission", error.errno or 0)]
+            # A thread that executes another program takes the id of its process, whoever had that before.
+            again = {process.pid} if any(result.outcome is Outcome.GONE for result in results.values()) else set()
+            new = [tid for tid in listed if tid not in results or tid in again]
+            latest = await self._call(process, new, (call,), data, policy)
+            results |= {
+                tid: _merged(results[tid], result) if tid in results else result for tid, result in latest.items()
+            }
+            # A thread has its policy from the one that made it: if all that are new were right at first sight, then
+            # nobody is left who could make a wrong one.
+            if all(_was_right(result) for result in latest.values()):
+                break
+        return list(results.values()) or [ThreadResult(process.pid, Outcome.GONE, "exited")]
+
+    async def _call(
+        self,
+        process: ProcessId,
+        tids: Sequence[int],
+        calls: tuple[Call, ...],
+        data: bytes,
+        policy: Mempolicy | None,
+    ) -> dict[int, ThreadResult]:
+        """All calls in each of the threads, a slice at a time, taking turns with other callers."""
+        if not libc.SUPPORTED:
+            return {tid: ThreadResult(tid, Outcome.UNSTEERABLE, "architecture") for tid in tids}
+        results: dict[int, ThreadResult] = {}
+        sweep = False
+        waiting = list(dict.fromkeys(tids))
+        while waiting:
+            some = waiting[:SLICE]
+            async with self._turn:
+                try:
+                    request = Request(process, tuple(some), calls, data, policy, sweep)
+                    await self._ask(request, results)
+                except _Died as died:
+                    held = next(tid for tid in some if tid not in results)
+                    results[held] = ThreadResult(held, Outcome.DEFERRED, died.reason)
+                    sweep = True
+                    if self._fruitless >= _FRUITLESS_STARTS:
+                        # It cannot live here at all: said for every thread, tried again at the next application.
+                        self._fruitless = 0
+                        results |= {
+                            tid: ThreadResult(tid, Outcome.DEFERRED, died.reason)
+                            for tid in waiting
+                            if tid not in results
+                        }
+            waiting = [tid for tid in waiting if tid not in results]
+        return results
+
+    async def _ask(self, request: Request, results: dict[int, ThreadResult]) -> None:
+        loop = asyncio.get_running_loop()
+        connection = self._connection or await self._start()
+        finished = False
+        try:
+            await loop.sock_sendall(connection, wire.pack_request(request))
+            async with asyncio.timeout(self._limit) as limit:
+                for _ in request.tids:
+                    packet = await loop.sock_recv(connection, wire.PACKET)
+                    if not packet:
+                        raise _Died("tracer-died")
+                    result = wire.unpack_result(packet)
+                    results[result.tid] = result
+                    self._fruitless = 0
+                    limit.reschedule(loop.time() + self._limit)
+            finished = True
+        except TimeoutError:
+            raise _Died("timeout") from None
+        except OSError:
+            raise _Died("tracer-died") from None
+        finally:
+            if not finished:
+                # Also where the caller was cancelled: answers to nobody would be taken for the next one's.
+                self._kill()
+
+    async def _start(self) -> socket.socket:
+        if self._closed:
+            raise _Died("closed")
+        if self._child or self._fruitless:
+            self.restarts += 1
+        self._fruitless += 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            # -I and -S: nothing of the environment, no site-packages: only the standard library and this package.
+            self._child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _BOOTSTRAP,
+                    _PACKAGE_PARENT,
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    self._root.name(""),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+            )
+        self._connection = ours
+        started = False
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                started = bool(await asyncio.get_running_loop().sock_recv(ours, wire.PACKET))
+        except (OSError, TimeoutError):
+            raise _Died("tracer-died") from None
+        finally:
+            if not started:
+                self._kill()
+        if not started:
+            raise _Died("tracer-died")
+        return ours
+
+    def _kill(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+        if self._child:
+            self._child.kill()
+            # It holds nothing that could keep it: this is a matter of microseconds.
+            self._child.wait()
+
+    def close(self) -> None:
+        """End the tracer process. A thread that it holds goes on unharmed."""
+        self._closed = True
+        self._kill()
+        self._child = None
+
+
+def _was_right(result: ThreadResult) -> bool:
+    """No act was needed: nothing that this thread made before can have been wrong."""
+    return result.outcome is Outcome.APPLIED and not result.pause_ns
+
+
+def _merged(earlier: ThreadResult, later: ThreadResult) -> ThreadResult:
+    """Two looks at the same thread: a second one that found it right adds nothing to what was done in the first."""
+    return earlier if earlier.outcome is later.outcome and not later.pause_ns else later

@@ -1,0 +1,200 @@
+"""The tracer process: single-threaded, one tracee at a time, no other children. Started and killed by `client`.
+
+A stopped thread waits for every step of this process, so nothing else happens here: no garbage collection while
+one is held, no signals, no imports beyond a few. It never outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+
+from hetmemd.kernel import libc, procfs, ptrace
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.remote import precheck, readback, wire
+from hetmemd.remote.act import Actor
+from hetmemd.remote.result import Outcome, ThreadResult
+from hetmemd.remote.target import Declined, Target
+from hetmemd.remote.wire import Request
+
+_PRCTL = 157  # arch/x86/entry/syscalls/syscall_64.tbl
+_PR_SET_PDEATHSIG = 1
+_CAP_SYS_ADMIN = 21
+
+_OWN_MEMORY_HOLDS = 0.05
+"""Seconds for which the answer to "is this memory shared?" is used again, at least."""
+
+
+class Tracer:
+    def __init__(self, root: Root, daemon: int) -> None:
+        self._root = root
+        self._spared = frozenset({daemon, os.getpid()})
+        self._suspends_seccomp = _may_suspend_seccomp(root)
+        self.actor = Actor(suspends_seccomp=self._suspends_seccomp)
+        self._own_memory: tuple[ProcessId, float] | None = None
+
+    def serve(self, request: Request, connection: socket.socket) -> None:
+        """Answer with one packet for each thread, in order, as each is finished."""
+        try:
+            target = Target(self._root, request.process)
+        except Declined as declined:
+            for tid in request.tids:
+                connection.send(wire.pack_result(_declined(tid, declined)))
+            return
+        try:
+            work = _Work(self, self._root, target, request)
+            for tid in request.tids:
+                connection.send(wire.pack_result(work.thread(tid)))
+        finally:
+            target.close()
+
+    def check_process(self, target: Target, tid: int) -> None:
+        """What forbids acting on the process at all, by thread `tid` of it, which is alive."""
+        precheck.process(self._root, target, self._spared)
+        now = time.monotonic()
+        if self._own_memory and self._own_memory[0] == target.process and now < self._own_memory[1]:
+            return
+        precheck.own_memory(self._root, target.process.pid, tid)
+        after = time.monotonic()
+        self._own_memory = (target.process, after + max(_OWN_MEMORY_HOLDS, 20 * (after - now)))
+
+    def check_filter(self, target: Target, tid: int) -> None:
+        """A thread whose seccomp filter cannot be suspended is not called: the filter might kill it for that."""
+        if not self._suspends_seccomp and target.status(tid).get("Seccomp", "0") != "0":
+            raise Declined(Outcome.REFUSED, "seccomp")
+
+
+class _Work:
+    """One request on its process."""
+
+    def __init__(self, tracer: Tracer, root: Root, target: Target, request: Request) -> None:
+        self._tracer = tracer
+        self._root = root
+        self._target = target
+        self._request = request
+        self._is_checked = False
+        self._objection: Declined | None = None
+        self._is_threaded = False
+
+    def thread(self, tid: int) -> ThreadResult:
+        policy = self._request.policy
+        before = after = None
+        pause_ns = 0
+        try:
+            shown = self._shown(tid)
+            before = after = shown[0] if shown else None
+            sees_it = before is not None and policy is not None and self._is(before, tid)
+            if sees_it and not self._request.sweep:
+                return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
+            self._check(tid)
+            done = self._tracer.actor.act(self._target, tid, () if sees_it else self._request.calls, self._request.data)
+            pause_ns = done.pause_ns
+            failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0
+            if policy is not None:
+                shown = self._shown(tid)
+                after = shown[0] if shown else None
+            if failed:
+                raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
+            if policy is not None and not (after and self._is(after, tid)):
+                after = self._look_further(tid)
+            return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=after, pause_ns=pause_ns)
+        except Declined as declined:
+            return _declined(tid, declined, before, after, pause_ns)
+
+    def _shown(self, tid: int, limit: int = 80) -> list[Mempolicy]:
+        try:
+            return readback.thread_policies(self._target.directory, tid, limit)
+        except (FileNotFoundError, ProcessLookupError):
+            raise Declined(Outcome.GONE, "exited") from None
+        except PermissionError as error:
+            raise Declined(Outcome.REFUSED, "permission", error.errno or 0) from None
+
+    def _is(self, shown: Mempolicy, tid: int) -> bool:
+        """Whether `shown` is what the policy asked for comes to in this thread."""
+        policy = self._request.policy
+        assert policy is not None
+        if shown == policy:
+            return True
+        if shown.mode is not policy.mode:
+            return False
+        return readback.is_shown(policy, shown, readback.allowed_nodes(self._root, self._target.status(tid)))
+
+    def _look_further(self, tid: int) -> Mempolicy:
+        """The first region may have a policy of its own: a later one shows the thread's. Dear, and rare."""
+        for shown in self._shown(tid, 4096):
+            if self._is(shown, tid):
+                return shown
+        raise Declined(Outcome.REFUSED, "readback")
+
+    def _check(self, tid: int) -> None:
+        # First, for kernel threads have nothing that the rest could be asked of.
+        stat = precheck.living(self._target, tid)
+        if not self._is_checked:
+            self._check_process(tid)
+            self._is_checked = True
+        if self._objection:
+            raise Declined(self._objection.outcome, self._objection.reason, self._objection.errno)
+        if self._is_threaded:
+            precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
+        precheck.thread(self._target, tid, stat, is_64bit=self._target.vdso.is_64bit)
+        self._tracer.check_filter(self._target, tid)
+
+    def _check_process(self, tid: int) -> None:
+        try:
+            self._tracer.check_process(self._target, tid)
+            _ = self._target.vdso
+            self._is_threaded = precheck.is_threaded(self._root, self._target.read("cgroup"))
+        except Declined as declined:
+            if declined.outcome is Outcome.GONE:
+                raise  # this thread is: others may live
+            self._objection = declined
+
+
+def _may_suspend_seccomp(root: Root) -> bool:
+    """The right, no filter on ourselves, and a kernel that can (CONFIG_CHECKPOINT_RESTORE)."""
+    status = procfs.status(root, os.getpid())
+    if not int(status["CapEff"], 16) >> _CAP_SYS_ADMIN & 1 or status.get("Seccomp", "0") != "0":
+        return False
+    try:
+        # Nobody can trace himself, but options are looked at before that is found out.
+        ptrace.seize(os.getpid(), ptrace.O_SUSPEND_SECCOMP)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+def _declined(
+    tid: int,
+    declined: Declined,
+    before: Mempolicy | None = None,
+    after: Mempolicy | None = None,
+    pause_ns: int = 0,
+) -> ThreadResult:
+    return ThreadResult(tid, declined.outcome, declined.reason, declined.errno, before, after, pause_ns)
+
+
+def main(descriptor: int, daemon: int, prefix: str) -> None:
+    """Serve requests on the socket `descriptor` until the other end is closed."""
+    libc.syscall(_PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != daemon:
+        sys.exit(1)  # it died before it could be said that we die with it
+    # A stop of the service reaches every process of it, and the daemon may still need us to undo what was done.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    gc.disable()
+    connection = socket.socket(fileno=descriptor)
+    tracer = Tracer(Root(prefix), daemon)
+    connection.send(b"{}")
+    while packet := connection.recv(wire.PACKET):
+        try:
+            tracer.serve(wire.unpack_request(packet), connection)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        gc.collect(0)

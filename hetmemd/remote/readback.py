@@ -1,0 +1,92 @@
+"""Reading a thread's policy back from the kernel without stopping it, and what the kernel should show. numa_maps(5).
+
+numa_maps shows the nodes that a policy comes to after cpusets, not those asked for: comparing means computing that.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hetmemd.kernel import mempolicy, nodelist, procfs
+from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
+from hetmemd.kernel.root import Root
+
+_HEAD = 80
+"""Enough for the first region in nearly every case; each further region costs a walk of all its pages."""
+_MORE = 4096
+
+
+def thread_policies(directory: int, tid: int, limit: int = _HEAD) -> list[Mempolicy]:
+    """Policies of the first regions of a thread, through an open /proc/PID; at least one unless it has no memory.
+
+    A region shows the thread's policy unless it has one of its own.
+    """
+    fd = os.open(f"task/{tid}/numa_maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        head = os.read(fd, limit)
+        # A policy is complete when a space follows it: long lists of nodes do not fit.
+        while head and not _is_complete(head):
+            more = os.read(fd, _MORE)
+            if not more:
+                break
+            head += more
+    finally:
+        os.close(fd)
+    first, *others = os.fsdecode(head).split("\n")
+    if not first:
+        return []
+    # The last line may be cut off anywhere.
+    return [mempolicy.parse_line(line) for line in (first, *others[:-1])]
+
+
+def _is_complete(head: bytes) -> bool:
+    line = head.split(b"\n", 1)[0]
+    rest = line.partition(b" ")[2]
+    spaces = 2 if rest.startswith((b"weighted", b"prefer (")) else 1
+    return len(line) < len(head) or rest.count(b" ") >= spaces
+
+
+def as_shown(policy: Mempolicy, allowed: frozenset[int]) -> Mempolicy | None:
+    """What numa_maps shows once `policy` is set in a thread that may use the nodes `allowed` (online, with memory).
+
+    None where set_mempolicy(2) refuses it, for no node would be left. From mpol_set_nodemask() and the mpol_new_*()
+    of mm/mempolicy.c.
+    """
+    if not policy.mode.takes_nodes:
+        return policy
+    nodes = _relative(policy.nodes, allowed) if Flag.RELATIVE_NODES in policy.flags else policy.nodes & allowed
+    if not policy.nodes and policy.mode is Mode.PREFERRED:
+        return Mempolicy(Mode.LOCAL)
+    if not nodes:
+        return None
+    if policy.mode is Mode.PREFERRED:
+        nodes = frozenset({min(nodes)})
+    return Mempolicy(policy.mode, nodes, policy.flags)
+
+
+def _relative(nodes: frozenset[int], allowed: frozenset[int]) -> frozenset[int]:
+    """mpol_relative_nodemask(): the numbers fold onto the count of allowed nodes, and count among those."""
+    places = sorted(allowed)
+    return frozenset(places[node % len(places)] for node in nodes) if places else frozenset()
+
+
+def is_shown(policy: Mempolicy, shown: Mempolicy, allowed: frozenset[int]) -> bool:
+    """True where `shown` is what `policy` comes to. Older kernels do not show MPOL_F_NUMA_BALANCING."""
+    expected = as_shown(policy, allowed)
+    if expected is None:
+        return False
+    return expected == shown or (
+        expected.mode is shown.mode
+        and expected.nodes == shown.nodes
+        and expected.flags & ~Flag.NUMA_BALANCING == shown.flags & ~Flag.NUMA_BALANCING
+        and Flag.NUMA_BALANCING not in shown.flags
+    )
+
+
+def allowed_nodes(root: Root, status: dict[str, str]) -> frozenset[int]:
+    """Nodes with memory that a thread's cpuset lets it use, from its /proc/.../status fields."""
+    allowed = procfs.mems_allowed(status)
+    try:
+        return allowed & nodelist.parse(root.read_text("/sys/devices/system/node/has_memory"))
+    except FileNotFoundError:  # a kernel without CONFIG_NUMA: one node, which has memory
+        return allowed

@@ -1,0 +1,109 @@
+"""One process as the tracer sees it: an open /proc/PID, which never comes to mean another process, and its memory."""
+
+from __future__ import annotations
+
+import os
+
+from hetmemd.kernel import procfs, vdso
+from hetmemd.kernel.procfs import ProcessId, Stat
+from hetmemd.kernel.root import Root
+from hetmemd.remote.result import Outcome
+
+
+class Declined(Exception):
+    """The thread, or the whole process, is left alone, and why."""
+
+    def __init__(self, outcome: Outcome, reason: str, errno: int = 0) -> None:
+        super().__init__(f"{outcome}: {reason}")
+        self.outcome = outcome
+        self.reason = reason
+        self.errno = errno
+
+
+def gone(reason: str = "exited") -> Declined:
+    return Declined(Outcome.GONE, reason)
+
+
+class Target:
+    """All files are opened through one directory handle: the kernel ties it to this very process, not to its pid."""
+
+    def __init__(self, root: Root, process: ProcessId) -> None:
+        """`Declined` GONE where the pid is another process's by now."""
+        self.root = root
+        self.process = process
+        self._memory = -1
+        self._vdso: vdso.Vdso | None = None
+        try:
+            self.directory = os.open(root.name(f"/proc/{process.pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise gone() from None
+        try:
+            if procfs.parse_stat(os.fsdecode(self.read("stat"))).start != process.start:
+                raise gone()
+        except BaseException:
+            os.close(self.directory)
+            raise
+
+    def close(self) -> None:
+        self.forget_memory()
+        os.close(self.directory)
+
+    def read(self, name: str) -> bytes:
+        """A small file below /proc/PID, with one read. `Declined` GONE where there is no such process or thread."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory)
+            try:
+                return os.read(fd, 1 << 14)
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, ProcessLookupError):
+            raise gone() from None
+
+    def stat(self, tid: int) -> Stat:
+        return procfs.parse_stat(os.fsdecode(self.read(f"task/{tid}/stat")))
+
+    def status(self, tid: int) -> dict[str, str]:
+        lines = os.fsdecode(self.read(f"task/{tid}/status")).splitlines()
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+    def has_thread(self, tid: int) -> bool:
+        try:
+            os.stat(f"task/{tid}", dir_fd=self.directory)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
+    def forget_memory(self) -> None:
+        """After an exec the open memory file shows the earlier program's memory."""
+        if self._memory >= 0:
+            os.close(self._memory)
+        self._memory = -1
+        self._vdso = None
+
+    @property
+    def memory(self) -> int:
+        """Descriptor of /proc/PID/mem: of the program that ran when it was opened."""
+        if self._memory < 0:
+            try:
+                self._memory = os.open("mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.directory)
+            except (FileNotFoundError, ProcessLookupError):
+                raise gone() from None
+            except PermissionError as error:
+                raise Declined(Outcome.REFUSED, "permission", error.errno or 0) from None
+        return self._memory
+
+    @property
+    def vdso(self) -> vdso.Vdso:
+        """`Declined` UNSTEERABLE where there is none that a stub can stand in."""
+        if self._vdso is None:
+            try:
+                base, is_64bit = vdso.address(self.read("auxv"))
+                found = vdso.describe(base, os.pread(self.memory, vdso.PAGE, base))
+                if found.is_64bit != is_64bit:
+                    raise Declined(Outcome.UNSTEERABLE, "x32")
+                if not vdso.is_kernels(os.pread(self.memory, found.image_end, base)):
+                    raise vdso.NoVdso("another image")
+            except (vdso.NoVdso, OSError):
+                raise Declined(Outcome.UNSTEERABLE, "vdso") from None
+            self._vdso = found
+        return self._vdso

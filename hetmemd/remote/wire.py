@@ -1,0 +1,99 @@
+"""What the daemon and the tracer process say to each other: one JSON text per packet of a SOCK_SEQPACKET pair."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from hetmemd.kernel import mempolicy
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.remote.result import Outcome, ThreadResult
+
+PACKET = 1 << 16
+"""No packet is longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One syscall to make in the thread."""
+
+    name: str
+    arguments: tuple[int, ...]
+    pointers: tuple[int, ...] = ()
+    """Which of the arguments are offsets into the request's data, to become addresses in the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Make these calls in each of these threads, all calls in one stop."""
+
+    process: ProcessId
+    tids: tuple[int, ...]
+    calls: tuple[Call, ...]
+    data: bytes
+    """Placed in the slot, for as long as the calls last."""
+    policy: Mempolicy | None
+    """What the thread has then: not called if it has that already, and read back after. None: not looked at."""
+    sweep: bool = False
+    """A tracer died in this process: look for what it left even where nothing is to be done."""
+
+
+def set_mempolicy(policy: Mempolicy) -> tuple[Call, bytes]:
+    """set_mempolicy(2) with its nodemask."""
+    if not policy.nodes:
+        return Call("set_mempolicy", (policy.mode_argument, 0, 0)), b""
+    mask, maxnode = mempolicy.nodemask(policy.nodes)
+    return Call("set_mempolicy", (policy.mode_argument, 0, maxnode), pointers=(1,)), mask
+
+
+def pack_request(request: Request) -> bytes:
+    return json.dumps(
+        {
+            "process": request.process,
+            "tids": request.tids,
+            "calls": [(call.name, call.arguments, call.pointers) for call in request.calls],
+            "data": request.data.hex(),
+            "policy": _text(request.policy),
+            "sweep": request.sweep,
+        }
+    ).encode()
+
+
+def unpack_request(packet: bytes) -> Request:
+    fields = json.loads(packet)
+    return Request(
+        process=ProcessId(*fields["process"]),
+        tids=tuple(fields["tids"]),
+        calls=tuple(Call(name, tuple(args), tuple(pointers)) for name, args, pointers in fields["calls"]),
+        data=bytes.fromhex(fields["data"]),
+        policy=_policy(fields["policy"]),
+        sweep=fields["sweep"],
+    )
+
+
+def pack_result(result: ThreadResult) -> bytes:
+    return json.dumps(
+        (
+            result.tid,
+            result.outcome,
+            result.reason,
+            result.errno,
+            _text(result.before),
+            _text(result.after),
+            result.pause_ns,
+        )
+    ).encode()
+
+
+def unpack_result(packet: bytes) -> ThreadResult:
+    tid, outcome, reason, errno, before, after, pause_ns = json.loads(packet)
+    return ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
+
+
+def _text(policy: Mempolicy | None) -> str | None:
+    return None if policy is None else str(policy)
+
+
+def _policy(text: str | None) -> Mempolicy | None:
+    return None if text is None else mempolicy.parse(text)

@@ -1,0 +1,240 @@
+"""What is particular to x86-64: registers, the stub, and how an interrupted syscall resumes. Pure.
+
+A second architecture stands beside this file and offers the same names: `ABIS`, `abi_of` and `Abi`.
+
+The stub is a syscall instruction followed by code that puts back, by itself, every register that the call disturbed
+and jumps to where the thread was. It is safe at any moment to leave a thread that runs it alone, so the tracer may
+die whenever it likes. rcx and r11 are among what is put back: the syscall instruction itself overwrites them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+# Kernel-internal results (include/linux/errno.h). A thread is stopped with them in its result register, and the kernel
+# turns them into a restart or EINTR when it lets the thread go on: they must never reach the program.
+_ERESTARTSYS = -512
+_ERESTARTNOINTR = -513
+_ERESTARTNOHAND = -514
+_ERESTART_RESTARTBLOCK = -516
+_EINTR = -4
+
+_SYSCALL_LENGTH = 2
+"""Of `syscall`, `int 0x80` and `sysenter` alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abi:
+    """One of the calling conventions that a program may use, with its registers as PTRACE_GETREGSET gives them."""
+
+    name: str
+    layout: struct.Struct
+    bits: int
+    code_segment: int
+    """`cs` of programs of this ABI (arch/x86/include/asm/segment.h)."""
+    result: int
+    """Indices into the registers: the result (rax), the number asked for (orig_rax), and so on."""
+    asked: int
+    pc: int
+    stack: int
+    segment: int
+    arguments: tuple[int, ...]
+    numbers: Mapping[str, int]
+    """Syscalls that can be asked for."""
+    restart_syscall: int
+    bare_eintr: frozenset[int]
+    """Syscalls that answer a stop with EINTR where a restart is right."""
+    write_stub: Callable[[int, Sequence[int], int, int], bytes]
+
+    def unpack(self, data: bytes) -> list[int]:
+        return list(self.layout.unpack(data))
+
+    def pack(self, registers: Sequence[int]) -> bytes:
+        return self.layout.pack(*registers)
+
+    def signed(self, value: int) -> int:
+        return value - (1 << self.bits) if value >> (self.bits - 1) else value
+
+    def unsigned(self, value: int) -> int:
+        return value & (1 << self.bits) - 1
+
+    def mended(self, registers: Sequence[int]) -> list[int]:
+        """The registers with which a thread that was stopped in a syscall can go on without noticing.
+
+        Some calls give up with a bare EINTR on any wake-up, even one that no handler runs for. -ERESTARTNOHAND says the
+        same to the kernel with one difference: EINTR if a handler runs, a restart if none does.
+        """
+        mended = list(registers)
+        asked = self.signed(registers[self.asked])
+        if asked >= 0 and asked in self.bare_eintr and self.signed(registers[self.result]) == _EINTR:
+            mended[self.result] = self.unsigned(_ERESTARTNOHAND)
+        return mended
+
+    def resumption(self, registers: Sequence[int]) -> tuple[int, int]:
+        """(result register, pc) that user space must continue with where the kernel does not get to restart the call.
+
+        What arch_do_signal_or_restart() in arch/x86/kernel/signal.c does, for a thread without a signal.
+        """
+        result, pc = registers[self.result], registers[self.pc]
+        if self.signed(registers[self.asked]) >= 0:
+            code = self.signed(result)
+            if code in (_ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND):
+                return registers[self.asked], self.unsigned(pc - _SYSCALL_LENGTH)
+            if code == _ERESTART_RESTARTBLOCK:
+                return self.restart_syscall, self.unsigned(pc - _SYSCALL_LENGTH)
+        return result, pc
+
+    def stub(self, address: int, registers: Sequence[int]) -> bytes:
+        """The stub, to stand at `address`, that ends with the thread as `registers` (mended) have it."""
+        result, pc = self.resumption(registers)
+        return self.write_stub(address, registers, result, pc)
+
+    def calling(self, registers: Sequence[int], address: int, number: int, arguments: Sequence[int]) -> list[int]:
+        """The registers that make the thread run the stub at `address` with this syscall."""
+        calling = list(registers)
+        calling[self.result] = number
+        # No syscall to restart: the kernel must not move pc back when the thread goes on.
+        calling[self.asked] = self.unsigned(-1)
+        calling[self.pc] = address
+        for index, value in zip(self.arguments, arguments, strict=False):
+            calling[index] = self.unsigned(value)
+        return calling
+
+
+# struct user_regs_struct, arch/x86/include/asm/user_64.h
+R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP = range(20)
+
+_LOADS_64 = (  # mov REGISTER, [rip+disp32]
+    (RAX, b"\x48\x8b\x05"),
+    (RDI, b"\x48\x8b\x3d"),
+    (RSI, b"\x48\x8b\x35"),
+    (RDX, b"\x48\x8b\x15"),
+    (R10, b"\x4c\x8b\x15"),
+    (R8, b"\x4c\x8b\x05"),
+    (R9, b"\x4c\x8b\x0d"),
+    (RCX, b"\x48\x8b\x0d"),
+    (R11, b"\x4c\x8b\x1d"),
+)
+_CODE_64 = (_SYSCALL_LENGTH + 7 * len(_LOADS_64) + 6 + 7) // 8 * 8
+
+
+def _write_64() -> bytes:
+    code = b"\x0f\x05"  # syscall
+    for place, (_, opcode) in enumerate(_LOADS_64):
+        code += opcode + struct.pack("<i", _CODE_64 + 8 * place - (len(code) + 7))
+    code += b"\xff\x25" + struct.pack("<i", _CODE_64 + 8 * len(_LOADS_64) - (len(code) + 6))  # jmp [rip+disp32]
+    return code.ljust(_CODE_64, b"\xcc")
+
+
+_STUB_64 = _write_64()
+_DATA_64 = struct.Struct("<10Q")
+
+
+def _stub_64(_address: int, registers: Sequence[int], result: int, pc: int) -> bytes:
+    kept = [result, *(registers[index] for index, _ in _LOADS_64[1:]), pc]
+    return _STUB_64 + _DATA_64.pack(*kept)
+
+
+# struct user_regs_struct of i386, arch/x86/include/asm/user_32.h
+EBX, ECX, EDX, ESI, EDI, EBP, EAX, XDS, XES, XFS, XGS, ORIG_EAX, EIP, XCS, EFLAGS_32, ESP, XSS = range(17)
+
+
+def _stub_32(address: int, registers: Sequence[int], result: int, pc: int) -> bytes:
+    # No addressing relative to eip here: the values stand in the instructions. `int 0x80` keeps all but eax.
+    code = b"\xcd\x80"
+    loads = ((0xB8, result), *((0xB8 + code_of, registers[index]) for index, code_of in _CODES_32))
+    for opcode, value in loads:
+        code += struct.pack("<BI", opcode, value)  # mov REGISTER, imm32
+    return code + b"\xe9" + struct.pack("<I", (pc - (address + len(code) + 5)) & 0xFFFFFFFF)  # jmp rel32
+
+
+_CODES_32 = ((ECX, 1), (EDX, 2), (EBX, 3), (EBP, 5), (ESI, 6), (EDI, 7))
+
+X86_64 = Abi(
+    name="x86-64",
+    layout=struct.Struct("<27Q"),
+    bits=64,
+    code_segment=0x33,
+    result=RAX,
+    asked=ORIG_RAX,
+    pc=RIP,
+    stack=RSP,
+    segment=CS,
+    arguments=(RDI, RSI, RDX, R10, R8, R9),
+    # arch/x86/entry/syscalls/syscall_64.tbl
+    numbers={"set_mempolicy": 238, "mbind": 237, "set_mempolicy_home_node": 450},
+    restart_syscall=219,
+    bare_eintr=frozenset(
+        {
+            0,  # read, readv, recvfrom, recvmsg, accept, accept4, connect: sockets with a time limit
+            19,
+            45,
+            47,
+            43,
+            288,
+            42,
+            232,  # epoll_wait, epoll_pwait, epoll_pwait2
+            281,
+            441,
+            128,  # rt_sigtimedwait
+            65,  # semop, semtimedop
+            220,
+            208,  # io_getevents, io_pgetevents
+            333,
+            426,  # io_uring_enter
+        }
+    ),
+    write_stub=_stub_64,
+)
+
+I386 = Abi(
+    name="i386",
+    layout=struct.Struct("<17I"),
+    bits=32,
+    code_segment=0x23,
+    result=EAX,
+    asked=ORIG_EAX,
+    pc=EIP,
+    stack=ESP,
+    segment=XCS,
+    arguments=(EBX, ECX, EDX, ESI, EDI, EBP),
+    # arch/x86/entry/syscalls/syscall_32.tbl
+    numbers={"set_mempolicy": 276, "mbind": 274, "set_mempolicy_home_node": 450},
+    restart_syscall=0,
+    bare_eintr=frozenset(
+        {
+            3,  # read, readv, recvfrom, recvmsg, accept4, connect, and all of them by socketcall
+            145,
+            371,
+            372,
+            364,
+            362,
+            102,
+            256,  # epoll_wait, epoll_pwait, epoll_pwait2
+            319,
+            441,
+            177,  # rt_sigtimedwait, with 32-bit and 64-bit time
+            421,
+            117,  # semop by ipc, semtimedop
+            420,
+            247,  # io_getevents, io_pgetevents with 32-bit and 64-bit time
+            385,
+            416,
+            426,  # io_uring_enter
+        }
+    ),
+    write_stub=_stub_32,
+)
+
+ABIS = (X86_64, I386)
+
+
+def abi_of(data: bytes) -> tuple[Abi, list[int]] | None:
+    """The ABI whose code the thread is running, and its registers; None for a mode that is none of them."""
+    for abi in ABIS:
+        if len(data) == abi.layout.size:
+            registers = abi.unpack(data)
+            return (abi, registers) if registers[abi.segment] == abi.code_segment else None
+    return None
