@@ -94,7 +94,7 @@ class Machine:
 
 
 def read(root: Root) -> Machine:
-    """The machine below `root`; without nodes where the kernel has no NUMA. `OSError` for what is there but unreadable."""
+    """The machine below `root`; without nodes where the kernel has no NUMA. `OSError` for what cannot be read."""
     online = _online(root)
     with_memory = _list(root, f"{NODES}/has_memory")
     tiers = _tiers(root)

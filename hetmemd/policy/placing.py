@@ -84,7 +84,8 @@ class _Placing:
             return self._done(Placement(Mempolicy(request.mode), memory=request.memory))
         chosen = request.nodes.select(self._machine, self._confines.cpus)
         if not chosen:
-            return self._blocked(f"nodes = {request.nodes.text!r} selects no node of this machine")
+            wanted = Placement(Mempolicy(request.mode), memory=request.memory)
+            return self._blocked(f"nodes = {request.nodes.text!r} selects no node of this machine", "", wanted)
         is_relative = Flag.RELATIVE_NODES in request.flags
         if self._wall is None:
             return self.on(chosen, is_relative)

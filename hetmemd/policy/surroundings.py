@@ -1,0 +1,69 @@
+"""What a policy would meet on a machine: its cgroups and their cpusets, live or in a collected tree. Reads only.
+
+For `explain` and `check`, which ask without the daemon. A collected tree may lack any part.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hetmemd.kernel import cgroupfs, nodelist
+from hetmemd.kernel.root import Root
+from hetmemd.policy.resolve import CgroupFacts
+
+_USUAL_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
+
+
+def mount(root: Root) -> str | None:
+    """Where cgroup2 is mounted below `root` (empty for the root itself), None where there is none."""
+    for process in ("self", "1"):
+        try:
+            point = cgroupfs.parse_mountinfo(root.read_text(f"/proc/{process}/mountinfo"))
+        except OSError:
+            continue
+        if point is not None and os.path.isdir(root.name(point)):  # noqa: PTH112
+            return point.rstrip("/")
+    if root.is_live:
+        return None
+    # A tree that was collected without its /proc.
+    return next((point for point in _USUAL_MOUNTS if os.path.isdir(root.name(point))), None)  # noqa: PTH112
+
+
+def cgroups(root: Root) -> list[str] | None:
+    """Every cgroup of the tree at hand, parents first; None where there is no tree."""
+    point = mount(root)
+    if point is None:
+        return None
+    top = root.name(point)
+    found: list[str] = []
+    for folder, names, _ in os.walk(top):
+        names.sort(key=os.fsencode)
+        found.append(folder[len(top) :] or "/")
+    return found
+
+
+def facts(root: Root, cgroup: str) -> dict[str, CgroupFacts]:
+    """`CgroupFacts` of a cgroup and of all above it; those that do not exist are resolved as if they did (M2)."""
+    point = mount(root)
+    found: dict[str, CgroupFacts] = {}
+    here = cgroup
+    while True:
+        found[here] = CgroupFacts(exists=False) if point is None else _facts(root, point + here.rstrip("/"))
+        if here == "/":
+            return found
+        here = here.rpartition("/")[0] or "/"
+
+
+def _facts(root: Root, folder: str) -> CgroupFacts:
+    if not os.path.isdir(root.name(folder)):  # noqa: PTH112
+        return CgroupFacts(exists=False)
+    cpus, mems = (_listed(root, f"{folder}/cpuset.{what}.effective") for what in ("cpus", "mems"))
+    return CgroupFacts(cpus, mems)
+
+
+def _listed(root: Root, path: str) -> frozenset[int] | None:
+    """None where the file is not there, or a collected copy of it says nothing: both mean `as the parent`."""
+    try:
+        return nodelist.parse(root.read_text(path)) or None
+    except (OSError, ValueError):
+        return None
