@@ -21,8 +21,9 @@ from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
 from hetmemd.memory import plan
 from hetmemd.memory.budget import Budgets
+from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import measure
-from hetmemd.memory.rebalance import ProcessPass
+from hetmemd.memory.rebalance import Pace, ProcessPass
 from hetmemd.policy.effective import Effective, Placement
 from hetmemd.remote.result import Outcome
 from hetmemd.report import journal
@@ -38,6 +39,7 @@ MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
 LEAST = 2 << 20
 """Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
+PAGE = 4096
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
 LONGEST_BACKOFF = 600.0
@@ -53,6 +55,8 @@ class _Pass:
     why: str
     before: float
     moved: int = 0
+    needs: int = LEAST
+    """Bytes without which the next step would do nothing."""
     failed: Counter[str] = field(default_factory=Counter)
 
 
@@ -67,9 +71,9 @@ class Balancer:
         machine: Callable[[], Machine],
         budgets: Budgets,
         tally: Tally,
-        changed: Callable[[], None],
+        changed: asyncio.Event,
     ) -> None:
-        """`effective` takes a cgroup's path. `changed` is called when a figure is new."""
+        """`effective` takes a cgroup's path. `changed` is set when a figure is new."""
         self._root = root
         self._records = records
         self._effective = effective
@@ -79,6 +83,8 @@ class Balancer:
         self._changed = changed
         self._thread = ThreadPoolExecutor(1, "mover")
         self._passes: dict[int, _Pass] = {}
+        self._headroom = Headroom(root)
+        self._pace = Pace()
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
@@ -123,7 +129,7 @@ class Balancer:
     def _pause(self) -> float:
         """Seconds until something is to be done."""
         now = asyncio.get_running_loop().time()
-        waits = [self._budgets.wait(active.keys, LEAST) for active in self._passes.values()]
+        waits = [self._budgets.wait(active.keys, active.needs) for active in self._passes.values()]
         waits += [max(record.measure_at - now, 0.0) for record in self._records.values() if record.placement]
         return min(waits, default=self.interval)
 
@@ -161,7 +167,7 @@ class Balancer:
             self._budgets.configure(bucket.key, bucket.rate, bucket.burst)
         keys = (*(bucket.key for bucket in effective.buckets), GLOBAL)
         source = effective.own or effective.inherited_from
-        mover = ProcessPass(self._root, record.process, target)
+        mover = ProcessPass(self._root, record.process, target, headroom=self._headroom, pace=self._pace)
         why = f"{source.file}:{source.line}" if source else ""
         self._passes[record.process.pid] = _Pass(record, mover, keys, why, record.distance or 0.0)
 
@@ -173,7 +179,7 @@ class Balancer:
         if self._records.get(pid) is not record or not _may_move(record):
             del self._passes[pid]
             return
-        if self._budgets.wait(active.keys, LEAST) > 0:
+        if self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
         try:
@@ -186,8 +192,9 @@ class Balancer:
             return
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
-        for (source, target), (pages, size) in result.moved.items():
-            self._tally.pages_moved(source, target, pages, size)
+        active.needs = max(result.needs, LEAST)
+        for (source, target), pages in result.by_nodes.items():
+            self._tally.pages_moved(source, target, pages, pages * PAGE)
         for reason, pages in result.failed.items():
             active.failed[reason] += pages
             self._tally.pages_failed(reason, pages)
@@ -231,7 +238,7 @@ class Balancer:
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
         record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
-        self._changed()
+        self._changed.set()
         return record.distance
 
     def _reader(self, record: Record) -> int | None:

@@ -49,8 +49,10 @@ class Engine:
         records: dict[int, Record],
         tally: Tally,
         spared: Callable[[], Iterable[int]],
+        changed: asyncio.Event,
     ) -> None:
-        """`spared` gives the pids that are never touched besides init's: the daemon's own and its tracer's (T5)."""
+        """`spared` gives the pids that are never touched besides init's: the daemon's own and its tracer's (T5).
+        `changed` is set when there is something new to publish."""
         self._root = root
         self._world = world
         self._ledger = ledger
@@ -66,8 +68,7 @@ class Engine:
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._young: set[int] = set()
         self._young_timer: asyncio.TimerHandle | None = None
-        self.changed = asyncio.Event()
-        """Set after every round, for whoever publishes."""
+        self.changed = changed
         self.scans = 0
         self.last_scan = 0.0
         self.busy_since: float | None = None

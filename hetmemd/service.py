@@ -1,0 +1,358 @@
+"""The daemon: start, stop, reload, watchdog. Wires the rooms together and decides nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from hetmemd import __version__, settings
+from hetmemd.engine.balancing import GLOBAL, Balancer
+from hetmemd.engine.engine import Engine
+from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.publishing import Progress, snapshot
+from hetmemd.engine.record import Record
+from hetmemd.engine.steering import Observing, Steering
+from hetmemd.engine.world import World
+from hetmemd.kernel import cgroupfs
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.memory.budget import Budgets
+from hetmemd.remote.client import Tracer
+from hetmemd.remote.result import ThreadResult
+from hetmemd.report import journal
+from hetmemd.report.metrics import Metrics, registry
+from hetmemd.report.notify import Notifier
+from hetmemd.report.publish import Publisher
+from hetmemd.report.snapshot import FileView
+from hetmemd.report.tally import Tally
+from hetmemd.report.web import ListenError, Web
+from hetmemd.settings import OBSERVE_FILE, Settings, SettingsError
+from hetmemd.watch.hint import FilesHint, Hint
+from hetmemd.watch.watcher import Watcher
+
+EX_CONFIG = 78
+"""sysexits(3): trying again would not help, and the unit does not."""
+LOCK = "/run/hetmemd/lock"
+PUBLISH_SECONDS = 0.2
+"""The shortest time between two snapshots."""
+STUCK_SECONDS = 30.0
+"""A round of the engine that takes longer is no life: the watchdog is not told otherwise."""
+
+
+class Refusal(Exception):
+    """The daemon cannot work here; the message says why, and what would help."""
+
+
+class _Witness:
+    """Tells counters and the journal of every application."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._records = journal.Applications()
+
+    def application(
+        self, cgroup: str, comm: str, process: ProcessId, policy: Mempolicy, why: str, results: Sequence[ThreadResult]
+    ) -> None:
+        for result in results:
+            self._tally.application(result.outcome, result.reason)
+            if result.pause_ns:
+                self._tally.pause(result.pause_ns / 1e9)
+        self._records.application(cgroup, comm, process, policy, why, results)
+
+
+class Service:
+    def __init__(self, root: Root, found: Settings) -> None:
+        """`Refusal` and `OSError` where it cannot work."""
+        self._root = root
+        self._settings = found
+        self._started_at = time.time()
+        self._tally = Tally()
+        self._publisher = Publisher()
+        self._notifier = Notifier()
+        self._metrics = Metrics(self._publisher, self._tally, found.cgroup_label_limit)
+        self._web: Web | None = None
+        self._stop = asyncio.Event()
+        try:
+            self._world = World(root, found.defaults)
+        except cgroupfs.NoCgroup2 as error:
+            raise Refusal(
+                f"{error}; hetmemd attaches policies to cgroups of version 2 and cannot work without"
+            ) from None
+        self._tally.nodes(self._world.machine.memory_nodes)
+        self._ledger = Ledger(root)
+        self._tracer = Tracer(root)
+        self._budgets = Budgets()
+        self._records: dict[int, Record] = {}
+        self._observing = False
+        self._told: dict[str, tuple[FileView, bytes | None]] = {}
+        loop = asyncio.get_running_loop()
+        self._steering = Steering(
+            root,
+            self._ledger,
+            self._tracer,
+            self._world.wanted,
+            lambda: self._world.machine.memory_nodes,
+            self._is_threaded,
+            _Witness(self._tally),
+        )
+        changed = asyncio.Event()
+        self._balancer = Balancer(
+            root,
+            self._records,
+            self._world.effective.get,
+            lambda: self._world.machine,
+            self._budgets,
+            self._tally,
+            changed,
+        )
+        self._engine = Engine(
+            root,
+            self._world,
+            self._ledger,
+            self._steering,
+            self._balancer,
+            self._records,
+            self._tally,
+            self._spared,
+            changed,
+        )
+        self._watcher = Watcher(root, loop, self._deliver)
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT. The exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self._ledger.lost:
+            journal.limitation(f"the ledger was torn and is begun anew: {self._ledger.lost}")
+        self._take_up(self._settings)
+        # Open and acknowledge, then scan, then follow: what happens in between is hinted.
+        await self._watcher.start()
+        self._engine.rescan()
+        work = [
+            asyncio.create_task(coroutine, name=name)
+            for name, coroutine in (
+                ("engine", self._engine.run()),
+                ("balancer", self._balancer.run()),
+                ("scans", self._scan_again()),
+                ("publisher", self._publish()),
+                ("watchdog", self._watchdog()),
+            )
+        ]
+        await self._engine.settle()
+        self._publish_now()
+        latest = self._publisher.latest
+        assert latest is not None
+        for note in latest.notes:
+            journal.limitation(note)
+        in_force = sum(file.state in ("in-force", "last-good") for file in latest.files)
+        journal.started(__version__, len(latest.cgroups), in_force)
+        self._notifier.ready(self._line())
+        stopped = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([stopped, *work], return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in done if task is not stopped]
+        await self._close([stopped, *work])
+        for task in failed:
+            if error := task.exception():
+                raise error
+        return 1 if failed else 0
+
+    async def _close(self, work: Sequence[asyncio.Task[object]]) -> None:
+        self._notifier.stopping()
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        await self._engine.close()
+        await self._balancer.close()
+        self._watcher.close()
+        self._tracer.close()
+        if self._web:
+            self._web.close()
+        kept = sum(len(self._ledger.marks(process)) for process in self._ledger.processes())
+        self._ledger.close()
+        journal.stopped(kept)
+
+    # -- what comes in
+
+    def _deliver(self, hints: Sequence[Hint]) -> None:
+        if any(isinstance(hint, FilesHint) for hint in hints):
+            self._reload()
+        self._engine.deliver(hints)
+
+    def _hang_up(self) -> None:
+        self._notifier.reloading()
+        self._reload()
+        self._engine.reload()
+        self._notifier.ready(self._line())
+        journal.reloaded()
+
+    def _reload(self) -> None:
+        """Settings again; what is broken keeps the old ones in force."""
+        try:
+            found = settings.load(self._root)
+        except SettingsError as error:
+            self._tally.reload(False)
+            journal.settings_refused(error.faults)
+            self._take_up(self._settings)
+            return
+        self._tally.reload(True)
+        self._take_up(found)
+
+    def _take_up(self, found: Settings) -> None:
+        before, self._settings = self._settings, found
+        journal.set_level(found.log_level)
+        self._metrics.label_limit = found.cgroup_label_limit
+        self._balancer.interval = found.measure_interval
+        self._budgets.configure(GLOBAL, found.rate, found.burst or found.rate)
+        if self._world.defaults != found.defaults:
+            self._world.defaults = found.defaults
+            self._engine.reload()
+        self._observe()
+        listens = (found.listen, found.tls_certificate, found.tls_key)
+        if self._web is None or listens != (before.listen, before.tls_certificate, before.tls_key):
+            self._listen(found)
+        else:
+            self._web.renew()
+
+    def _observe(self) -> None:
+        """The kill switch, by setting or by file."""
+        by_file = self._root.path(OBSERVE_FILE).exists()
+        observing = self._settings.observe or by_file
+        if observing != self._observing:
+            self._observing = observing
+            self._steering.acts = Observing() if observing else self._tracer
+            self._balancer.observing = observing
+            journal.observing(observing, OBSERVE_FILE if by_file else f"observe in {settings.PATH}")
+            self._engine.rescan()
+
+    def _listen(self, found: Settings) -> None:
+        if self._web:
+            self._web.close()
+            self._web = None
+        if found.listen:
+            self._web = Web(found.listen, registry(self._metrics), found.tls_certificate, found.tls_key)
+
+    # -- what goes on
+
+    async def _scan_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.scan_interval)
+            self._engine.rescan()
+
+    async def _publish(self) -> None:
+        while True:
+            await self._engine.changed.wait()
+            self._engine.changed.clear()
+            begin = time.monotonic()
+            self._publish_now()
+            # A snapshot of a full machine must not become the work itself.
+            await asyncio.sleep(max(PUBLISH_SECONDS, 10 * (time.monotonic() - begin)))
+
+    def _publish_now(self) -> None:
+        progress = Progress(self._started_at, self._observing, self._engine.scans, self._engine.last_scan)
+        self._publisher.publish(
+            snapshot(self._world, self._records.values(), self._watcher.sources(), progress, self._settings.notes)
+        )
+        self._notifier.status(self._line())
+        self._tell_files()
+
+    def _tell_files(self) -> None:
+        """The journal has each file when it is new or another than it was."""
+        latest = self._publisher.latest
+        views = {file.path: file for file in latest.files} if latest else {}
+        contents = {
+            file.path: (views[file.path], file.good) for file in self._world.library.files if file.path in views
+        }
+        for path, (view, good) in contents.items():
+            if self._told.get(path) != (view, good):
+                journal.policy_file(view)
+        for path in self._told.keys() - contents.keys():
+            journal.policy_file(FileView(path, "removed", ()))
+        self._told = contents
+
+    async def _watchdog(self) -> None:
+        if not (interval := self._notifier.watchdog_interval):
+            await asyncio.Event().wait()
+        loop = asyncio.get_running_loop()
+        while interval:
+            busy = self._engine.busy_since
+            if busy is None or loop.time() - busy < STUCK_SECONDS:
+                self._notifier.watchdog()
+            await asyncio.sleep(interval)
+
+    def _line(self) -> str:
+        latest = self._publisher.latest
+        if latest is None:
+            return "starting"
+        tasks = sum(len(cgroup.tasks) for cgroup in latest.cgroups)
+        held = sum(task.outcome == "applied" for cgroup in latest.cgroups for task in cgroup.tasks)
+        broken = sum(bool(file.faults) for file in latest.files)
+        line = f"{len(latest.cgroups)} cgroups with a policy, {held} of {tasks} processes hold it"
+        if latest.observing:
+            line = "observing only; " + line
+        return line + (f", {broken} broken files" if broken else "")
+
+    def _is_threaded(self, path: str) -> bool:
+        try:
+            return path != "/" and "threaded" in cgroupfs.kind(self._root, path)
+        except OSError:
+            return False
+
+    def _spared(self) -> set[int]:
+        return {os.getpid(), *filter(None, [self._tracer.pid])}
+
+
+def _lock(root: Root) -> int:
+    """One daemon at a time, held for the process's life. `Refusal`."""
+    path = root.path(LOCK)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise Refusal(f"hetmemd runs already, as process {holder or 'unknown'}") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+async def _serve(root: Root, found: Settings) -> int:
+    return await Service(root, found).run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hetmemd", description="Gives cgroups a memory policy. See hetmemd(8).")
+    parser.add_argument("--version", action="version", version=f"hetmemd {__version__}")
+    parser.parse_args(arguments)
+    root = Root()
+    journal.set_up()
+    try:
+        found = settings.load(root)
+        lock = _lock(root)
+    except (SettingsError, Refusal) as error:
+        print(f"hetmemd: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except PermissionError as error:
+        print(f"hetmemd: {error}: it must run as root", file=sys.stderr)
+        return EX_CONFIG
+    try:
+        return asyncio.run(_serve(root, found))
+    except (Refusal, ListenError) as error:
+        print(f"hetmemd: {error}", file=sys.stderr)
+        return EX_CONFIG
+    finally:
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
