@@ -75,10 +75,10 @@ class CgroupSource(Source):
         self._top = None
         self.fail("closed")
 
-    @property
-    def watched(self) -> int:
-        """How many watches there are, two for each cgroup but the root."""
-        return len(self._by_watch)
+    def watched(self, path: str) -> int:
+        """How many watches there are at and below a cgroup: two for each but the root, which has one."""
+        top = path.rstrip("/") + "/"
+        return sum(watched.path == path or watched.path.startswith(top) for watched in self._by_watch.values())
 
     # Events
 

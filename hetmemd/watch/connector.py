@@ -62,6 +62,8 @@ class ConnectorSource(Source):
         self._answers: dict[int, int] = {}
         self._answered = asyncio.Event()
         self._overflowed = False
+        self._filtered = True
+        self._silences = 0
         self._repair: asyncio.Task[None] | None = None
         self._young: list[tuple[int, TaskHint]] = []
         self.forks = 0
@@ -125,8 +127,9 @@ class ConnectorSource(Source):
                 async with asyncio.timeout_at(deadline):
                     await self._answered.wait()
                 self._answered.clear()
-            # The short request asked for everything. This one says what is wanted, and is dropped before 6.6.
-            self._send(cn.request(cn.LISTEN, self._request, cn.FORK | cn.EXEC | cn.EXIT))
+            if self._filtered:
+                # The short request asked for everything. This one says what is wanted, and is dropped before 6.6.
+                self._send(cn.request(cn.LISTEN, self._request, cn.FORK | cn.EXEC | cn.EXIT))
         except TimeoutError:
             return None
         except OSError as error:
@@ -139,6 +142,12 @@ class ConnectorSource(Source):
         Since 6.6 only the first LISTEN of a socket counts, and closing does not take it back: new sockets are opened,
         twice as many each time, until an answer comes.
         """
+        self._silences += 1
+        if self._silences == 2 and self._filtered and self._socket is not None:
+            # Twice in a row: perhaps a kernel that takes an event which every listener filters out for a sign that
+            # there are none (6.6.13 to 6.6.17, 6.7.1 to 6.7.5). So nothing is filtered any more.
+            self._filtered = False
+            self._socket.setsockopt(socket.SOL_SOCKET, cn.SO_DETACH_FILTER, 0)
         for power in range(12):
             if self._socket is None:
                 return None
@@ -276,6 +285,7 @@ class ConnectorSource(Source):
         if processes - self.forks <= self._unseen:
             self._unseen = processes - self.forks
             self._check_seconds = self._check_least
+            self._silences = 0
             self._later("check", self._check_seconds, self._check)
             return
         self._later("check", PACE * 5, lambda: self._recheck(processes))

@@ -1,0 +1,116 @@
+"""Who is where, asked of this machine's kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel import cgroupfs
+from hetmemd.tasks import scan
+from hetmemd.tasks.scan import Thread
+from hetmemd.tasks.tree import Cgroup, CgroupTree
+from tests.machine.eyes.harness import IDLE, ROOT, OwnCgroup, build, move, number, running
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own() -> Iterator[OwnCgroup]:
+    cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
+    yield cgroup
+    cgroup.remove()
+
+
+def the(path: str) -> Cgroup:
+    tree = CgroupTree(ROOT)
+    tree.scan()
+    return tree.by_path[path]
+
+
+def test_the_tree_agrees_with_the_kernel(own: OwnCgroup) -> None:
+    tree = CgroupTree(ROOT)
+    tree.scan()
+    deep = own.make("a")
+    own.make("a/b")
+    changes = tree.look(f"{deep}/b")
+    assert {cgroup.path for cgroup in changes.appeared} == {deep, f"{deep}/b"}
+    for cgroup in changes.appeared:
+        assert cgroup.id == cgroupfs.cgroup_id(ROOT, cgroup.path)
+    assert tree.by_id[tree.by_path[deep].parent or 0].path == own.path
+    (own.directory / "a" / "b").rmdir()
+    (own.directory / "a").rmdir()
+    assert {cgroup.path for cgroup in tree.look(deep).vanished} == {deep, f"{deep}/b"}
+    assert not scan.processes(ROOT, changes.appeared[0])
+    assert not scan.threads(ROOT, changes.appeared[0])
+
+
+def test_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
+    """The leader's cgroup has the process, the other cgroup only the thread."""
+    path = own.make("threaded")
+    (own.directory / "threaded" / "cgroup.type").write_text("threaded")
+    with running(build("kin", tmp_path), "threads") as process:
+        tid = number(process)
+        move(process.pid, own.path)
+        assert scan.processes(ROOT, the(own.path)) == [process.pid]
+        move(tid, path, "cgroup.threads")
+        assert scan.processes(ROOT, the(own.path)) == [process.pid]
+        assert scan.processes(ROOT, the(path)) == []
+        assert scan.threads(ROOT, the(own.path)) == [Thread(process.pid, process.pid)]
+        assert scan.threads(ROOT, the(path)) == [Thread(process.pid, tid)]
+        assert scan.thread_cgroups(ROOT, process.pid) == {process.pid: own.path, tid: path}
+        # And the other way round: the leader sits in the threaded cgroup.
+        move(process.pid, path, "cgroup.threads")
+        move(tid, own.path, "cgroup.threads")
+        assert scan.processes(ROOT, the(own.path)) == []
+        assert scan.processes(ROOT, the(path)) == [process.pid]
+
+
+def test_a_dead_leader_with_a_live_thread_is_kept(own: OwnCgroup, tmp_path: Path) -> None:
+    # It is there before its leader ends: the kernel does not move what is exiting.
+    enter = f'echo $$ > {own.directory}/cgroup.procs; exec "$@"'
+    with running("sh", "-c", enter, "sh", build("kin", tmp_path), "headless") as process:
+        tid = number(process)
+        assert scan.processes(ROOT, the(own.path)) == [process.pid]
+        assert scan.live_thread(ROOT, process.pid) == tid
+
+
+def test_a_zombie_is_nowhere(own: OwnCgroup, tmp_path: Path) -> None:
+    with running(build("kin", tmp_path), "zombie") as process:
+        child = number(process)
+        move(process.pid, own.path)
+        assert scan.processes(ROOT, the(own.path)) == [process.pid]
+        assert scan.live_thread(ROOT, child) is None
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("fork", False), ("vfork", True), ("clone", True), ("sibling", True)])
+def test_shared_memory_is_seen_from_both_sides(mode: str, shared: bool, tmp_path: Path) -> None:
+    with running(build("kin", tmp_path), mode) as process:
+        child = number(process)
+        assert scan.shares_memory(ROOT, child) is shared
+        assert scan.shares_memory(ROOT, process.pid) is shared
+
+
+def test_what_may_not_be_compared_counts_as_shared() -> None:
+    """kcmp(2) needs the right to trace: without it the answer is the careful one."""
+    with running(*IDLE) as process:
+        number(process)
+        script = (
+            f"from hetmemd.kernel.root import Root; from hetmemd.tasks import scan;"
+            f"print(scan.shares_memory(Root(), {process.pid}))"
+        )
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+        python = ["/usr/bin/python3", "-c", script]
+        result = subprocess.run([*command, *python], capture_output=True, text=True, check=True, cwd=Path.cwd())
+        assert result.stdout == "True\n"
+        assert not scan.shares_memory(ROOT, process.pid)
+
+
+def test_a_process_that_is_gone_says_so() -> None:
+    with running(*IDLE) as process:
+        number(process)
+    with pytest.raises(FileNotFoundError):
+        scan.shares_memory(ROOT, process.pid)
