@@ -67,7 +67,7 @@ class RegisterSet:
         """PTRACE_GETREGSET: the registers as `struct user_regs_struct` of the tracee's own ABI."""
         self._vector.length = self.CAPACITY
         _call(_GETREGSET, tid, _NT_PRSTATUS, self._address)
-        return self._buffer.raw[: self._vector.length]
+        return ctypes.string_at(self._buffer, self._vector.length)
 
     def set(self, tid: int, registers: bytes) -> None:
         """PTRACE_SETREGSET."""

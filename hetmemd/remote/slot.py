@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from hetmemd.remote.x86_64 import Abi
 
@@ -28,28 +28,24 @@ class Strange(Exception):
     """The padding holds something that is not ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A stretch of padding that holds a stub, at an address of the target."""
+class Leftover(NamedTuple):
+    """A slot that is found in the padding."""
 
     address: int
     length: int
     tid: int
     """The thread it was made for."""
 
-    @property
-    def span(self) -> range:
-        return range(self.address, self.address + self.length)
 
+class Slot(NamedTuple):
+    """A stretch of padding for one stub. All that can be known before the thread stops is worked out in it."""
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A slot with all that is written into it."""
-
-    slot: Slot
-    content: bytes
+    address: int
+    length: int
+    head: bytes
     stub: int
-    """Address to run."""
+    """Address to run; `head`, the stub and `tail` are written at `address`."""
+    tail: bytes
     data: int
     """Address of the calls' data."""
     mark_address: int
@@ -61,57 +57,55 @@ def _rounded(length: int, unit: int) -> int:
     return (length + unit - 1) // unit * unit
 
 
-def length(abi: Abi, data: bytes) -> int:
-    """Bytes that a slot with this much data takes."""
-    registers = [0] * (abi.layout.size // (abi.bits // 8))
-    return _rounded(_HEADER + _rounded(len(abi.stub(0, registers)), 8) + len(data), _ALIGN)
+def reserve(abi: Abi, padding: range, taken: Iterable[Leftover], turn: int, tid: int, data: bytes) -> Slot | None:
+    """Room for a stub that is made for thread `tid`, elsewhere each `turn`; None if there is none clear of `taken`.
 
-
-def image(abi: Abi, address: int, tid: int, registers: Sequence[int], data: bytes) -> Image:
-    """The slot to write at `address`, which ends with the thread as `registers` have it."""
-    stub = address + _HEADER
-    code = abi.stub(stub, registers)
-    code = code.ljust(_rounded(len(code), 8), b"\xcc")
-    size = _rounded(_HEADER + len(code) + len(data), _ALIGN)
+    Turning keeps a thread that has not yet left a slot out of the way of the next one.
+    """
+    code = _rounded(abi.stub_length, 8)
+    size = _rounded(_HEADER + code + len(data), _ALIGN)
+    address = _place(padding, size, taken, turn)
+    if address is None:
+        return None
     mark = _MARK.pack(tid, size, next(_sequence) & 0xFFFF)
-    content = (_MAGIC + mark + code + data).ljust(size, b"\0")
-    return Image(
-        slot=Slot(address, size, tid),
-        content=content,
+    stub = address + _HEADER
+    filling = code - abi.stub_length
+    return Slot(
+        address=address,
+        length=size,
+        head=_MAGIC + mark,
         stub=stub,
-        data=stub + len(code),
+        tail=(b"\xcc" * filling + data).ljust(size - _HEADER - abi.stub_length, b"\0"),
+        data=stub + code,
         mark_address=address + len(_MAGIC),
         mark=int.from_bytes(mark, "little"),
     )
 
 
-def leftovers(padding: bytes, start: int) -> list[Slot]:
+def _place(padding: range, size: int, taken: Iterable[Leftover], turn: int) -> int | None:
+    first = _rounded(padding.start, _ALIGN)
+    places = (padding.stop - first) // size
+    for step in range(places):
+        address = first + (turn + step) % places * size
+        if not any(left.address < address + size and address < left.address + left.length for left in taken):
+            return address
+    return None
+
+
+def leftovers(padding: bytes, start: int) -> list[Leftover]:
     """Slots that stand in the padding, which begins at address `start`. `Strange` if there is anything else."""
-    found: list[Slot] = []
+    found: list[Leftover] = []
     rest = padding
     at = padding.find(_MAGIC)
     while at >= 0:
-        tid, size, _ = _MARK.unpack_from(padding.ljust(at + _HEADER, b"\0"), at + len(_MAGIC))
+        if at + _HEADER > len(padding):
+            raise Strange(f"half a slot at {start + at:#x}")
+        tid, size, _ = _MARK.unpack_from(padding, at + len(_MAGIC))
         if size < _HEADER or at + size > len(padding):
             raise Strange(f"a slot of {size} bytes at {start + at:#x}")
-        found.append(Slot(start + at, size, tid))
+        found.append(Leftover(start + at, size, tid))
         rest = rest[:at] + bytes(size) + rest[at + size :]
         at = padding.find(_MAGIC, at + size)
     if rest.strip(b"\0"):
         raise Strange("bytes in the vdso's padding")
     return found
-
-
-def place(padding: range, size: int, taken: Iterable[Slot], turn: int) -> int | None:
-    """An address for a slot, another one each `turn`, clear of those taken; None if there is no room.
-
-    Turning keeps a thread that has not yet left a slot out of the way of the next one.
-    """
-    first = _rounded(padding.start, _ALIGN)
-    places = (padding.stop - first) // size
-    spans = [slot.span for slot in taken]
-    for step in range(places):
-        address = first + (turn + step) % places * size
-        if not any(span.start < address + size and address < span.stop for span in spans):
-            return address
-    return None

@@ -7,7 +7,10 @@ import os
 from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.procfs import ProcessId, Stat
 from hetmemd.kernel.root import Root
+from hetmemd.remote import slot
 from hetmemd.remote.result import Outcome
+from hetmemd.remote.slot import Leftover
+from hetmemd.remote.x86_64 import ABIS, Abi
 
 
 class Declined(Exception):
@@ -33,6 +36,8 @@ class Target:
         self.process = process
         self._memory = -1
         self._vdso: vdso.Vdso | None = None
+        self._abi: Abi | None = None
+        self._leftovers: list[Leftover] | None = None
         try:
             self.directory = os.open(root.name(f"/proc/{process.pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -79,6 +84,8 @@ class Target:
             os.close(self._memory)
         self._memory = -1
         self._vdso = None
+        self._abi = None
+        self._leftovers = None
 
     @property
     def memory(self) -> int:
@@ -107,3 +114,37 @@ class Target:
                 raise Declined(Outcome.UNSTEERABLE, "vdso") from None
             self._vdso = found
         return self._vdso
+
+    @property
+    def abi(self) -> Abi:
+        """What the program was built for; a thread of it may still run code of another kind."""
+        if self._abi is None:
+            bits = 64 if self.vdso.is_64bit else 32
+            self._abi = next(abi for abi in ABIS if abi.bits == bits)
+        return self._abi
+
+    @property
+    def leftovers(self) -> list[Leftover]:
+        """Stubs that dead tracers left in this process. `Declined` where something else is in the padding."""
+        if self._leftovers is None:
+            padding = self.vdso.padding
+            try:
+                content = os.pread(self.memory, len(padding), padding.start)
+                self._leftovers = slot.leftovers(content, padding.start)
+            except (slot.Strange, OSError):
+                raise Declined(Outcome.UNSTEERABLE, "vdso") from None
+        return self._leftovers
+
+    def zero(self, left: Leftover) -> None:
+        """Clear a leftover that nobody can need any more."""
+        self.write(left.address, bytes(left.length))
+        self.leftovers.remove(left)
+
+    def write(self, address: int, content: bytes) -> bool:
+        """False where the memory that was opened is no more: the process runs another program."""
+        try:
+            written = os.pwrite(self.memory, content, address)
+        except OSError as error:
+            # proc_mem.force_override=never (6.12).
+            raise Declined(Outcome.REFUSED, "proc-mem", error.errno or 0) from None
+        return written == len(content)

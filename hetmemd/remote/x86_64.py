@@ -9,6 +9,7 @@ die whenever it likes. rcx and r11 are among what is put back: the syscall instr
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Abi:
     restart_syscall: int
     bare_eintr: frozenset[int]
     """Syscalls that answer a stop with EINTR where a restart is right."""
+    stub_length: int
     write_stub: Callable[[int, Sequence[int], int, int], bytes]
 
     def unpack(self, data: bytes) -> list[int]:
@@ -60,16 +62,22 @@ class Abi:
     def unsigned(self, value: int) -> int:
         return value & (1 << self.bits) - 1
 
-    def mended(self, registers: Sequence[int]) -> list[int]:
+    def is_in_syscall(self, registers: Sequence[int]) -> bool:
+        """False where the thread was interrupted between two instructions of its own."""
+        return self.signed(registers[self.asked]) >= 0
+
+    def mended(self, registers: list[int]) -> list[int]:
         """The registers with which a thread that was stopped in a syscall can go on without noticing.
+
+        The same list where they are as they were.
 
         Some calls give up with a bare EINTR on any wake-up, even one that no handler runs for. -ERESTARTNOHAND says the
         same to the kernel with one difference: EINTR if a handler runs, a restart if none does.
         """
+        if registers[self.asked] not in self.bare_eintr or self.signed(registers[self.result]) != _EINTR:
+            return registers
         mended = list(registers)
-        asked = self.signed(registers[self.asked])
-        if asked >= 0 and asked in self.bare_eintr and self.signed(registers[self.result]) == _EINTR:
-            mended[self.result] = self.unsigned(_ERESTARTNOHAND)
+        mended[self.result] = self.unsigned(_ERESTARTNOHAND)
         return mended
 
     def resumption(self, registers: Sequence[int]) -> tuple[int, int]:
@@ -78,7 +86,7 @@ class Abi:
         What arch_do_signal_or_restart() in arch/x86/kernel/signal.c does, for a thread without a signal.
         """
         result, pc = registers[self.result], registers[self.pc]
-        if self.signed(registers[self.asked]) >= 0:
+        if self.is_in_syscall(registers):
             code = self.signed(result)
             if code in (_ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND):
                 return registers[self.asked], self.unsigned(pc - _SYSCALL_LENGTH)
@@ -130,27 +138,28 @@ def _write_64() -> bytes:
 
 _STUB_64 = _write_64()
 _DATA_64 = struct.Struct("<10Q")
+_KEPT_64 = operator.itemgetter(*(index for index, _ in _LOADS_64[1:]))
 
 
 def _stub_64(_address: int, registers: Sequence[int], result: int, pc: int) -> bytes:
-    kept = [result, *(registers[index] for index, _ in _LOADS_64[1:]), pc]
-    return _STUB_64 + _DATA_64.pack(*kept)
+    return _STUB_64 + _DATA_64.pack(result, *_KEPT_64(registers), pc)
 
 
 # struct user_regs_struct of i386, arch/x86/include/asm/user_32.h
 EBX, ECX, EDX, ESI, EDI, EBP, EAX, XDS, XES, XFS, XGS, ORIG_EAX, EIP, XCS, EFLAGS_32, ESP, XSS = range(17)
 
 
+_LOADS_32 = ((EAX, 0), (ECX, 1), (EDX, 2), (EBX, 3), (EBP, 5), (ESI, 6), (EDI, 7))
+_LENGTH_32 = _SYSCALL_LENGTH + 5 * len(_LOADS_32) + 5
+
+
 def _stub_32(address: int, registers: Sequence[int], result: int, pc: int) -> bytes:
     # No addressing relative to eip here: the values stand in the instructions. `int 0x80` keeps all but eax.
     code = b"\xcd\x80"
-    loads = ((0xB8, result), *((0xB8 + code_of, registers[index]) for index, code_of in _CODES_32))
-    for opcode, value in loads:
-        code += struct.pack("<BI", opcode, value)  # mov REGISTER, imm32
-    return code + b"\xe9" + struct.pack("<I", (pc - (address + len(code) + 5)) & 0xFFFFFFFF)  # jmp rel32
+    for index, number in _LOADS_32:
+        code += struct.pack("<BI", 0xB8 + number, result if index == EAX else registers[index])  # mov REGISTER, imm32
+    return code + b"\xe9" + struct.pack("<I", (pc - (address + _LENGTH_32)) & 0xFFFFFFFF)  # jmp rel32
 
-
-_CODES_32 = ((ECX, 1), (EDX, 2), (EBX, 3), (EBP, 5), (ESI, 6), (EDI, 7))
 
 X86_64 = Abi(
     name="x86-64",
@@ -186,6 +195,7 @@ X86_64 = Abi(
             426,  # io_uring_enter
         }
     ),
+    stub_length=len(_STUB_64) + _DATA_64.size,
     write_stub=_stub_64,
 )
 
@@ -225,6 +235,7 @@ I386 = Abi(
             426,  # io_uring_enter
         }
     ),
+    stub_length=_LENGTH_32,
     write_stub=_stub_32,
 )
 
