@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetmemlab import sources
-from hetmemlab.say import LabError, say
+from . import sources
+from .say import LabError, say
 
 # How long a look at the mirror is good for; until then the image of the last look is used without asking.
 LOOK_AGAIN_SECONDS = 7 * 86400
@@ -122,3 +122,10 @@ def is_fresh(path: Path) -> bool:
         return time.time() - path.stat().st_mtime < LOOK_AGAIN_SECONDS
     except FileNotFoundError:
         return False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that another run may read at any moment: it sees the old text or the new."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.rename(path)

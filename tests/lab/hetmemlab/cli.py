@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hetmemlab import emulator, guest, image, kernels, parcel, topology
-from hetmemlab.apt import Apt
-from hetmemlab.say import LabError, say
+from . import emulator, guest, image, kernels, parcel, topology
+from .apt import Apt
+from .say import LabError, say
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PREPARE = Path(__file__).resolve().parent.parent / "prepare"
@@ -31,7 +31,7 @@ DEFAULT_SECONDS = 600.0
 STATUS_TIMED_OUT = 124
 STATUS_LAB_FAILED = 125
 # What a test's behaviour may depend on, handed through to the guest.
-PASSED_ON = ("CI", "HETMEMD_LAB_STRICT", "HYPOTHESIS_PROFILE")
+PASSED_ON = ("CI", "HETMEMD_STRICT", "HETMEMD_LAB_STRICT")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, _ended)
     try:
         return run(options, command)
+    except subprocess.CalledProcessError as error:
+        say(f"error: {error}")
+        return STATUS_LAB_FAILED
     except (LabError, topology.TopologyError, kernels.KernelError) as error:
         say(f"error: {error}")
         if isinstance(error, LabError) and error.hint:
@@ -119,14 +122,34 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
 
 def _ready(kernel: kernels.Kernel) -> tuple[emulator.Emulator, image.Image]:
     cache = cache_folder()
-    machine, root_image = emulator.cached(cache), image.cached(cache, kernel)
-    if machine is not None and root_image is not None:
-        return machine, root_image
+    found = _cached(cache, kernel)
+    if found is not None:
+        return found
     subprocess.run([str(PREPARE)], stdout=sys.stderr, check=True)
     with image.lock(cache):
+        # Another run may have built it meanwhile.
+        found = _cached(cache, kernel)
+        if found is not None:
+            return found
         apt = Apt(cache / "apt")
-        apt.update()
+        try:
+            apt.update()
+        except LabError as error:
+            found = _cached(cache, kernel, however_old=True)
+            if found is None:
+                raise
+            say(f"warning: {error}")
+            say("warning: going on with what the mirror had at the last look")
+            return found
         return emulator.ensure(cache, apt), image.ensure(cache, kernel, apt)
+
+
+def _cached(
+    cache: Path, kernel: kernels.Kernel, *, however_old: bool = False
+) -> tuple[emulator.Emulator, image.Image] | None:
+    machine = emulator.cached(cache, however_old=however_old)
+    root_image = image.cached(cache, kernel, however_old=however_old)
+    return (machine, root_image) if machine is not None and root_image is not None else None
 
 
 def cache_folder() -> Path:

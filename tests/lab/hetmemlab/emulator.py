@@ -11,9 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetmemlab import sources
-from hetmemlab.apt import Apt, Package, is_fresh
-from hetmemlab.say import LabError, say, stage
+from . import sources
+from .apt import Apt, Package, is_fresh, write_whole
+from .say import LabError, say, stage
 
 PACKAGE = "qemu-system-x86"
 # Measured: QEMU 10 lost no guest of 195 with a thread for each CPU, 7.2 lost up to every fourth, and none with one.
@@ -49,10 +49,10 @@ class Emulator:
         return {**os.environ, "LD_LIBRARY_PATH": ":".join(str(self.folder / part) for part in LIBRARIES)}
 
 
-def cached(cache: Path) -> Emulator | None:
-    """The emulator of the last look at the mirror, if that is recent."""
+def cached(cache: Path, *, however_old: bool = False) -> Emulator | None:
+    """The emulator of the last look at the mirror, if that is recent enough."""
     note = cache / "qemu" / "current.json"
-    return _read(note) if is_fresh(note) else None
+    return _read(note) if note.is_file() and (however_old or is_fresh(note)) else None
 
 
 def ensure(cache: Path, apt: Apt) -> Emulator:
@@ -65,7 +65,7 @@ def ensure(cache: Path, apt: Apt) -> Emulator:
     emulator = Emulator(cache / "qemu" / name, version)
     if not emulator.folder.is_dir():
         _unpack(emulator, parts, apt)
-    note.write_text(json.dumps({"folder": str(emulator.folder), "version": version}), encoding="utf-8")
+    write_whole(note, json.dumps({"folder": str(emulator.folder), "version": version}))
     if emulator.threads == "single":
         say(f"QEMU {version}: {sources.BACKPORTS} is not to be had, so guests run on one thread and more slowly")
     return emulator

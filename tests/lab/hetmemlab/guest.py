@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import IO
 
-from hetmemlab import disk
-from hetmemlab.emulator import Emulator
-from hetmemlab.image import Image
-from hetmemlab.topology import Topology, qemu_arguments
+from . import disk
+from .emulator import Emulator
+from .image import Image
+from .topology import Topology, qemu_arguments
 
 # From power-on until the job starts takes 4 s on an idle machine; without a sign of life after this, it is dead.
 BOOT_SECONDS = 120.0
@@ -32,7 +32,9 @@ APPEND = (
 )
 
 # Where the kernel's report of its own fault begins.
-FAULT = re.compile(r"BUG: |WARNING: |Oops|Kernel panic|general protection fault|Internal error|rcu:.*stall|blocked for more")
+FAULT = re.compile(
+    r"BUG: |WARNING: |Oops|Kernel panic|general protection fault|Internal error|rcu:.*stall|blocked for more"
+)
 
 
 class End(Enum):
@@ -104,7 +106,8 @@ def arguments(emulator: Emulator, image: Image, topology: Topology, *, job: int,
     """QEMU's whole command line; job, out and control are descriptors that it inherits."""
 
     def port(name: str, fd: int) -> list[str]:
-        return ["-chardev", f"file,id={name},path=/proc/self/fd/{fd}", "-device", f"virtserialport,chardev={name},name=lab.{name}"]
+        device = f"virtserialport,chardev={name},name=lab.{name}"
+        return ["-chardev", f"file,id={name},path=/proc/self/fd/{fd}", "-device", device]
 
     def nvme(serial: str, path: str, options: str) -> list[str]:
         drive = f"if=none,id={serial},file={path},format=raw,{options}"
@@ -148,7 +151,7 @@ def boot(
             pass_fds=(job.fileno(), out_write, control_write),
             # Ctrl-C reaches this process alone, which then ends the guest in its own order.
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - this program has one thread by now
         )
         try:
             os.close(out_write)

@@ -15,34 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetmemlab import disk, sources
-from hetmemlab.apt import Apt, Package, is_fresh
-from hetmemlab.kernels import Kernel
-from hetmemlab.say import LabError, say, stage
+from . import disk, recipe, sources
+from .apt import Apt, Package, is_fresh, write_whole
+from .kernels import Kernel
+from .say import LabError, say, stage
 
-PACKAGES = (
-    "systemd systemd-sysv dbus udev kmod procps iproute2 util-linux numactl curl redis-server redis-tools "
-    "python3 python3-numpy python3-pyroute2 python3-pyinotify python3-psutil python3-prometheus-client "
-    "python3-systemd python3-pytest python3-hypothesis"
-).split()
-
-# What only a person at a terminal reads.
-LEFT_OUT = ("man", "doc", "locale", "javascript", "nodejs", "info", "lintian")
-
-# Units that cost start-up time or disturb measurements, and services that are there for tests to start themselves.
-MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer e2scrub_reap.service "
-    "systemd-tmpfiles-clean.timer getty@tty1.service serial-getty@ttyS0.service systemd-logind.service "
-    "systemd-timesyncd.service systemd-update-utmp.service systemd-update-utmp-runlevel.service "
-    "systemd-journal-flush.service systemd-random-seed.service systemd-sysusers.service systemd-udev-trigger.service "
-    "modprobe@.service sys-fs-fuse-connections.mount sys-kernel-debug.mount sys-kernel-tracing.mount "
-    "dev-hugepages.mount dev-mqueue.mount"
-).split()
-DISABLED = ("redis-server.service",)
-
-HERE = Path(__file__).resolve().parent
-GUEST = HERE.parent / "guest"
-RECIPE = (HERE / "image.py", HERE / "disk.py", GUEST / "lab-guest.c", GUEST / "lab-job", GUEST / "lab-job.service")
+RECIPE = (Path(recipe.__file__), Path(disk.__file__), *(recipe.GUEST / name for name in recipe.GUEST_FILES))
 
 UNUSED_DAYS = 30
 
@@ -66,10 +44,10 @@ def key(packages: Sequence[Package], recipe: Sequence[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def cached(cache: Path, kernel: Kernel) -> Image | None:
-    """The image for what the mirror had at the last look, if that look is recent and the image is there."""
+def cached(cache: Path, kernel: Kernel, *, however_old: bool = False) -> Image | None:
+    """The image for what the mirror had at the last look, if that look is recent enough and the image is there."""
     plan = _plan_path(cache, kernel)
-    if not is_fresh(plan):
+    if not plan.is_file() or not (however_old or is_fresh(plan)):
         return None
     image = _image_at(_folder(cache, _read_plan(plan)), kernel)
     if image is not None:
@@ -79,13 +57,10 @@ def cached(cache: Path, kernel: Kernel) -> Image | None:
 
 def ensure(cache: Path, kernel: Kernel, apt: Apt) -> Image:
     """The image for what the mirror has now, built if need be. The caller holds the cache's lock."""
+    packages = apt.resolve([*recipe.PACKAGES, kernel.package])
     plan = _plan_path(cache, kernel)
-    if is_fresh(plan):
-        packages = _read_plan(plan)
-    else:
-        packages = apt.resolve([*PACKAGES, kernel.package])
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        plan.write_text(json.dumps([[p.name, p.version, p.file] for p in packages]), encoding="utf-8")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(plan, json.dumps([[p.name, p.version, p.file] for p in packages]))
     folder = _folder(cache, packages)
     image = _image_at(folder, kernel)
     if image is None:
@@ -111,7 +86,7 @@ def lock(cache: Path) -> Iterator[None]:
 
 
 def _plan_path(cache: Path, kernel: Kernel) -> Path:
-    wish = hashlib.sha256(" ".join([sources.RELEASE, kernel.package, *PACKAGES]).encode()).hexdigest()[:12]
+    wish = hashlib.sha256(" ".join([sources.RELEASE, kernel.package, *recipe.PACKAGES]).encode()).hexdigest()[:12]
     return cache / "plans" / f"{kernel.name}-{wish}.json"
 
 
@@ -138,12 +113,12 @@ def _build(folder: Path, kernel: Kernel, packages: list[Package], apt: Apt) -> N
     try:
         root = building / "root"
         with stage(f"installing {len(packages)} packages of {sources.RELEASE}"):
-            _bootstrap(root, building, apt)
+            recipe.bootstrap(root, building, apt)
         _compare_versions(root, packages)
         with stage("unpacking the kernel"):
-            _kernel(root, building, packages, apt)
+            recipe.add_kernel(root, building, kernel, packages, apt)
         with stage("writing the image"):
-            _furnish(root)
+            recipe.furnish(root)
             disk.write(root, building / "root.img")
         shutil.rmtree(root)
         (building / "packages").write_text("".join(f"{package.file}\n" for package in packages), encoding="utf-8")
@@ -155,79 +130,18 @@ def _build(folder: Path, kernel: Kernel, packages: list[Package], apt: Apt) -> N
     say(f"image {folder.name}: {(folder / 'root.img').stat().st_blocks * 512 >> 20} MiB")
 
 
-def _bootstrap(root: Path, building: Path, apt: Apt) -> None:
-    source_list = building / "sources.list"
-    lines = [line for line in apt.sources() if sources.BACKPORTS not in line]
-    source_list.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    options = ['APT::Install-Recommends "false"', *apt.acquire_options()]
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    command += [f"--aptopt={option}" for option in options]
-    command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT]
-    log = building / "mmdebstrap.log"
-    with log.open("w") as file:
-        status = subprocess.run(
-            [*command, sources.RELEASE, str(root), str(source_list)], stdout=file, stderr=file, check=False
-        ).returncode
-    if status != 0:
-        raise LabError(f"mmdebstrap failed: {log.read_text('utf-8', 'replace')[-2000:]}")
-
-
 def _compare_versions(root: Path, packages: list[Package]) -> None:
     """The key tells the truth only if the mirror did not change between the look and the installation."""
     form = "--showformat=${Package} ${Version}\n"
     answer = subprocess.check_output(["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show", form], text=True)
     installed = dict(line.split(" ") for line in answer.splitlines())
     planned = {package.name: package.version for package in packages}
-    for name in PACKAGES:
+    for name in recipe.PACKAGES:
         if installed.get(name) != planned[name]:
             raise LabError(
                 f"{name} is {installed.get(name)} instead of {planned[name]}",
                 hint="the mirror changed in between: run again with HETMEMD_LAB_REFRESH=1",
             )
-
-
-def _kernel(root: Path, building: Path, packages: list[Package], apt: Apt) -> None:
-    # The meta package is only a name; the image that it depends on has the version in its own name.
-    images = [p for p in packages if p.name.startswith("linux-image-") and p.name[12:13].isdigit() and "+" in p.name]
-    if len(images) != 1:
-        raise LabError(f"not one kernel image but {[package.name for package in images]}")
-    version = images[0].name.removeprefix("linux-image-")
-    unpacked = building / "kernel-root"
-    for archive in apt.download(images, building):
-        subprocess.run(["dpkg-deb", "--extract", str(archive), str(unpacked)], check=True)
-        archive.unlink()
-    (unpacked / f"boot/vmlinuz-{version}").rename(building / "vmlinuz")
-    modules = root / "usr/lib/modules"
-    modules.mkdir(exist_ok=True)
-    (unpacked / f"lib/modules/{version}").rename(modules / version)
-    subprocess.run(["depmod", "--basedir", str(root), version], check=True)
-    (building / "kernel").write_text(f"{version}\n", encoding="utf-8")
-    shutil.rmtree(unpacked)
-
-
-def _furnish(root: Path) -> None:
-    """What makes the tree a guest: its job, and nothing that it does not need at start."""
-    (root / "etc/hostname").write_text("lab\n", encoding="utf-8")
-    (root / "etc/machine-id").write_bytes(b"")
-    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
-    programs = root / "usr/local/sbin"
-    shutil.copy2(GUEST / "lab-job", programs)
-    subprocess.run(
-        ["gcc", "-O2", "-Wall", "-static", "-o", str(programs / "lab-guest"), str(GUEST / "lab-guest.c")], check=True
-    )
-    units = root / "etc/systemd/system"
-    shutil.copy(GUEST / "lab-job.service", units)
-    wanted = units / "multi-user.target.wants"
-    wanted.mkdir(exist_ok=True)
-    (wanted / "lab-job.service").symlink_to("../lab-job.service")
-    for unit in MASKED:
-        path = units / unit
-        path.unlink(missing_ok=True)
-        path.symlink_to("/dev/null")
-    for unit in DISABLED:
-        (wanted / unit).unlink(missing_ok=True)
-    shutil.rmtree(root / "var/lib/apt/lists", ignore_errors=True)
-    shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
 
 
 def _drop_unused(keep: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hetmemlab.say import LabError
+from .say import LabError
 
 # Where the guest's job finds its things (guest/lab-job).
 LAB = PurePosixPath("lab")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetmemlab.say import LabError
+from .say import LabError
 
 # The guest is this release whatever the machine runs: its kernels and versions are what was measured.
 RELEASE = "bookworm"
