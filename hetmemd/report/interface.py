@@ -3,7 +3,7 @@
 Objects are those of `report.answers`; `varlinkctl introspect /run/hetmemd/control org.hetmemd` shows the rest.
 """
 
-from __future__ import annotations
+# No postponed annotations here: asyncvarlink makes the types of parameters from them.
 
 from typing import Any
 

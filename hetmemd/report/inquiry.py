@@ -1,0 +1,118 @@
+"""The methods of `org.hetmemd`: every answer comes from the newest snapshot, and from /proc for one process."""
+
+# No postponed annotations here: asyncvarlink makes the types of parameters from them.
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from asyncvarlink import varlinkmethod
+from asyncvarlink.serviceinterface import InvalidParameter
+
+from hetmemd.kernel import procfs
+from hetmemd.kernel.root import Root
+from hetmemd.policy.effective import Effective
+from hetmemd.report import answers
+from hetmemd.report.interface import Interface, NoSuchCgroup, NoSuchProcess, NotReady
+from hetmemd.report.publish import Publisher
+from hetmemd.report.snapshot import Snapshot
+
+Resolve = Callable[[str], Effective | None]
+"""The effective policy of a cgroup that the snapshot does not hold; None where there is no such cgroup."""
+
+KERNEL_SECONDS = 2.0
+"""numa_maps takes the process's mmap lock, which can be held for long: then its answer is left out."""
+_THREADS_SHOWN = 64
+
+
+class Inquiry(Interface):
+    """Memory policies of cgroups: what holds and why."""
+
+    def __init__(self, publisher: Publisher, root: Root, resolve: Resolve | None = None) -> None:
+        self._publisher = publisher
+        self._root = root
+        self._resolve = resolve
+        # Threads of its own: a read that hangs on a lock must not take those that move pages.
+        self._readers = ThreadPoolExecutor(2, "control")
+        self._reading = 0
+
+    @varlinkmethod(return_parameter="status", allow_foreign=True)
+    async def Status(self) -> Any:
+        return answers.status(self._snapshot())
+
+    @varlinkmethod(return_parameter="answer", allow_foreign=True)
+    async def Explain(self, *, cgroup: str | None = None, pid: int | None = None) -> Any:
+        if (cgroup is None) == (pid is None):
+            raise InvalidParameter(parameter="cgroup")
+        snapshot = self._snapshot()
+        kernel = None
+        if pid is not None:
+            kernel = await self._kernel(pid)
+            cgroup = kernel.pop("cgroup")
+        assert cgroup is not None
+        cgroup = "/" + cgroup.strip("/")
+        view = next((view for view in snapshot.cgroups if view.effective.cgroup == cgroup), None)
+        effective = view.effective if view else self._resolve(cgroup) if self._resolve else None
+        if effective is None:
+            raise NoSuchCgroup(cgroup=cgroup)
+        told = answers.explain(effective, view, pid)
+        return told if kernel is None else {**told, "pid": pid, "kernel": kernel}
+
+    @varlinkmethod(return_parameter="files", allow_foreign=True)
+    async def Check(self) -> Any:
+        return answers.status(self._snapshot())["files"]
+
+    def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _snapshot(self) -> Snapshot:
+        snapshot = self._publisher.latest
+        if snapshot is None:
+            raise NotReady()
+        return snapshot
+
+    async def _kernel(self, pid: int) -> dict[str, Any]:
+        """What the kernel says of a process now, its cgroup among it; without policies where that takes too long."""
+        try:
+            cgroup = procfs.cgroup_path(self._root, pid)
+        except OSError:
+            cgroup = None
+        if cgroup is None:
+            raise NoSuchProcess(pid=pid)
+        told: dict[str, Any] = {"cgroup": cgroup, "policies": {}, "mems_allowed": [], "note": ""}
+        if self._reading >= 8:
+            return {**told, "note": "busy: ask again"}
+        self._reading += 1
+        work = asyncio.get_running_loop().run_in_executor(self._readers, _policies, self._root, pid)
+        work.add_done_callback(self._done_reading)
+        try:
+            async with asyncio.timeout(KERNEL_SECONDS):
+                return {**told, **await asyncio.shield(work)}
+        except TimeoutError:
+            return {**told, "note": f"the kernel did not say within {KERNEL_SECONDS:g} s"}
+        except (OSError, ValueError) as error:
+            return {**told, "note": str(error)}
+
+    def _done_reading(self, work: asyncio.Future[Any]) -> None:
+        self._reading -= 1
+        if not work.cancelled():
+            work.exception()  # looked at, so that asyncio does not complain of one that came too late
+
+
+def _policies(root: Root, pid: int) -> dict[str, Any]:
+    """Threads by the policy that numa_maps shows, and the nodes that the cpuset allows."""
+    tids = procfs.tids(root, pid)
+    counts: Counter[str] = Counter()
+    for tid in tids[:_THREADS_SHOWN]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            policy = procfs.thread_policy(root, pid, tid)
+            counts["none (no memory)" if policy is None else str(policy)] += 1
+    more = len(tids) - _THREADS_SHOWN
+    return {
+        "policies": dict(counts),
+        "mems_allowed": sorted(procfs.mems_allowed(procfs.status(root, pid))),
+        "note": f"{more} more threads were not read" if more > 0 else "",
+    }
