@@ -94,7 +94,7 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
         here, missing = (
             ("tls_certificate", "tls_key") if "tls_certificate" in values else ("tls_key", "tls_certificate")
         )
-        faults.append(Fault(path, line_of(lines, (here,)), f"`{here}` without `{missing}`", "TLS needs both"))
+        faults.append(Fault(path, line_of(lines, (here,)), f"{here} without {missing}", "TLS needs both"))
     notes: tuple[str, ...] = ()
     if values.get("on_stop") == "restore":
         notes = ('`on_stop = "restore"` is not yet supported: policies stay in force after a stop',)
@@ -133,19 +133,19 @@ def _values(
     """What the known keys of a table come to; everything else goes to `faults`."""
     if not isinstance(table, dict):
         name = section[-1]
-        faults.append(Fault(path, line_of(lines, section), f"`{name}` is a table", f"write [{name}]"))
+        faults.append(Fault(path, line_of(lines, section), f"{name} is a table", f"write [{name}]"))
         return {}
     values: dict[str, Any] = {}
     for key, value in table.items():
         line = line_of(lines, (*section, key))
         if key not in readers:
             where = f" in [{section[-1]}]" if section else ""
-            faults.append(Fault(path, line, f"unknown key `{key}`{where}", _hint(key, readers, section)))
+            faults.append(Fault(path, line, f"unknown key {key!r}{where}", _hint(key, readers, section)))
         elif reader := readers[key]:
             try:
                 values[key] = reader(value)
             except ValueError as error:
-                faults.append(Fault(path, line, f"`{key}`: {error}"))
+                faults.append(Fault(path, line, f"{key}: {error}"))
     return values
 
 

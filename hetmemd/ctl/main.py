@@ -1,0 +1,213 @@
+"""hetmemctl: what holds for which cgroup, and why.
+
+Data goes to stdout, messages to stderr. Exit status: 0 done; 1 `check` found faults, or nothing is known of the cgroup
+or process; 2 wrong usage; 3 the service cannot be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hetmemd import __version__, settings
+from hetmemd.ctl import client, completion, text
+from hetmemd.kernel.root import Root
+from hetmemd.policy import explain as policy_explain
+from hetmemd.policy.check import check_files
+from hetmemd.policy.faults import Caution, Fault, printable
+from hetmemd.report.interface import SOCKET
+
+SCHEMA = 1
+"""Of what `check --json` prints; `status` and `explain` have theirs in report.answers."""
+
+OK = 0
+NEGATIVE = 1
+USAGE = 2
+UNREACHABLE = 3
+
+_CGROUP_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="hetmemctl",
+        description="Shows which memory policy holds for which cgroup, and why.",
+        epilog="Exit status: 0 done; 1 check found faults, or nothing is known of what was asked for; 2 wrong usage; "
+        "3 the service cannot be reached.",
+    )
+    top.add_argument("--version", action="version", version=f"hetmemctl {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    status = verbs.add_parser("status", help="cgroups, policy files and sources of events at a glance")
+    _common(status)
+
+    explain = verbs.add_parser(
+        "explain",
+        help="the policy of a cgroup or process, with file, line and rules",
+        description="Shows the policy that holds, the file and line it comes from, the rules that decided, what lost "
+        "against it, what the kernel says now, and what was done last.",
+    )
+    explain.add_argument(
+        "what", metavar="CGROUP|PID", help="a path below the cgroup2 root, such as /system.slice, or a pid"
+    )
+    explain.add_argument("--root", metavar="DIR", help="without the service: for the machine whose files are below DIR")
+    _common(explain)
+
+    check = verbs.add_parser(
+        "check",
+        help="all faults of policy files, without the service and as any user",
+        description="Names every fault as file:line with a hint. Without FILE, what is in force: the settings and the "
+        "policy directories. Exit status 1 if there is a fault; warnings do not count.",
+    )
+    check.add_argument("files", metavar="FILE", nargs="*", help="policy files or folders of them, or a hetmemd.toml")
+    check.add_argument("--root", metavar="DIR", help="for the machine whose files are below DIR")
+    _common(check)
+
+    complete = verbs.add_parser("completion", help="the completion script of a shell")
+    complete.add_argument("shell", choices=("bash", "zsh"))
+    return top
+
+
+def _common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--json", action="store_true", help="for programs; `schema` is raised when something is taken away"
+    )
+    verb.add_argument("--socket", default=SOCKET, help=argparse.SUPPRESS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    # A cgroup's name may be any bytes; what the terminal's encoding lacks must not stop the rest.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    top = parser()
+    chosen = top.parse_args(arguments)
+    if getattr(chosen, "root", None) is not None and not os.path.isdir(chosen.root):  # noqa: PTH112
+        return _fail(USAGE, f"--root: there is no folder {chosen.root}")
+    try:
+        match chosen.verb:
+            case "status":
+                return _status(chosen)
+            case "explain":
+                return _explain(chosen)
+            case "check":
+                return _check(chosen)
+            case _:
+                sys.stdout.write(completion.script(top, chosen.shell))
+                return OK
+    except client.UnreachableError as error:
+        return _fail(UNREACHABLE, str(error))
+    except client.UnknownError as error:
+        return _fail(NEGATIVE, str(error))
+    except BrokenPipeError:
+        # `hetmemctl status | head`: the reader has what it wanted. Nothing may be flushed at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    told = client.status(chosen.socket)
+    _show(chosen, told, lambda paint: text.status(told, paint))
+    return OK
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    what: str = chosen.what
+    if what.isascii() and what.isdigit():
+        if chosen.root is not None:
+            return _fail(USAGE, "a process is known to its own machine only: with --root, name a cgroup")
+        told = client.explain_process(int(what), chosen.socket)
+    else:
+        try:
+            cgroup = policy_explain.cgroup_path(_below_mount(what))
+            if chosen.root is None:
+                told = client.explain_cgroup(cgroup, chosen.socket)
+            else:
+                told = {"schema": SCHEMA, **policy_explain.offline(_root(chosen.root), cgroup)}
+        except ValueError as error:
+            return _fail(USAGE, str(error))
+        except OSError as error:
+            return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
+    _show(chosen, told, lambda paint: text.explain(told, paint))
+    return OK
+
+
+def _below_mount(what: str) -> str:
+    """A cgroup as typed: its folder below /sys/fs/cgroup is the same as its path."""
+    for mount in _CGROUP_MOUNTS:
+        if what == mount or what.startswith(mount + "/"):
+            return what.removeprefix(mount) or "/"
+    return what
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    root = _root(chosen.root)
+    found: list[Fault | Caution] = []
+    try:
+        if chosen.files:
+            mine = [name for name in chosen.files if os.path.basename(name) == os.path.basename(settings.PATH)]  # noqa: PTH119
+            for name in mine:
+                if not os.path.lexists(name):
+                    found.append(Fault(name, 1, "does not exist"))
+                found += _settings_faults(Root(), os.path.abspath(name))  # noqa: PTH100
+            others = [name for name in chosen.files if name not in mine]
+            found += check_files(root, others) if others else []
+        else:
+            found += _settings_faults(root, settings.PATH)
+            found += check_files(root)
+    except OSError as error:
+        return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
+    told = {
+        "schema": SCHEMA,
+        "findings": [
+            {
+                "file": finding.file,
+                "line": finding.line,
+                "severity": finding.severity,
+                "message": finding.message,
+                "hint": finding.hint,
+            }
+            for finding in found
+        ],
+    }
+    _show(chosen, told, lambda paint: text.check(told["findings"], paint))  # type: ignore[arg-type]
+    faults = sum(isinstance(finding, Fault) for finding in found)
+    if not chosen.json and not found:
+        print("no fault found", file=sys.stderr)
+    return NEGATIVE if faults else OK
+
+
+def _settings_faults(root: Root, path: str) -> list[Fault]:
+    try:
+        settings.load(root, path)
+    except settings.SettingsError as error:
+        return list(error.faults)
+    return []
+
+
+def _root(folder: str | None) -> Root:
+    return Root() if folder is None else Root(os.path.abspath(folder))  # noqa: PTH100
+
+
+def _show(chosen: argparse.Namespace, told: Any, lines: Any) -> None:
+    if chosen.json:
+        json.dump(told, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        for line in lines(text.Paint(wanted)):
+            print(line)
+    sys.stdout.flush()
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"hetmemctl: {printable(message)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
