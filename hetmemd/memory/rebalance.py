@@ -47,10 +47,9 @@ _OF_CALL = {errno.ENOMEM: "no-memory", errno.EACCES: "cpuset"}
 class StepResult:
     """What one step did. Pages are of 4 KiB: a huge page counts 512."""
 
-    moved: int = 0
+    moved: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """By (from, to): pages, bytes."""
     bytes_moved: int = 0
-    by_nodes: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    """Pages moved, by (from, to)."""
     failed: Mapping[str, int] = field(default_factory=dict)
     """Pages that were given up, by REASONS."""
     examined: int = 0
@@ -153,9 +152,9 @@ class ProcessPass:
             while not gone and not self._over:
                 left = self._began + seconds - time.monotonic()
                 if self._batches:
-                    if allow_bytes <= self._moved * pages.PAGE_SIZE or left < seconds / 4:
+                    if allow_bytes <= self._bytes_moved or left < seconds / 4:
                         break
-                    self._move(allow_bytes - self._moved * pages.PAGE_SIZE, left)
+                    self._move(allow_bytes - self._bytes_moved, left)
                 elif left < seconds / 4 and self._examined:
                     break
                 else:
@@ -173,8 +172,8 @@ class ProcessPass:
 
     def _begin_step(self, now: float) -> None:
         self._began = now
-        self._moved = 0
-        self._by_nodes: Counter[tuple[int, int]] = Counter()
+        self._moved: Counter[tuple[int, int]] = Counter()
+        self._bytes_moved = 0
         self._failed: Counter[str] = Counter()
         self._examined = 0
         self._planned = 0
@@ -182,9 +181,8 @@ class ProcessPass:
 
     def _end_step(self, gone: bool) -> StepResult:
         return StepResult(
-            moved=self._moved,
-            bytes_moved=self._moved * pages.PAGE_SIZE,
-            by_nodes=dict(self._by_nodes),
+            moved={nodes: (count, count * pages.PAGE_SIZE) for nodes, count in self._moved.items()},
+            bytes_moved=self._bytes_moved,
             failed={reason: count for reason, count in self._failed.items() if count},
             examined=self._examined,
             planned=self._planned,
@@ -303,10 +301,10 @@ class ProcessPass:
         now = pages.query(self._tid, batch.addresses)
         moved = now == batch.destination
         count = int(batch.sizes[moved].sum())
-        self._moved += count
+        self._bytes_moved += count * pages.PAGE_SIZE
         self._pace.learn(batch.huge, count, took)
         for source in np.unique(batch.sources[moved]).tolist():
-            self._by_nodes[source, batch.destination] += int(batch.sizes[moved & (batch.sources == source)].sum())
+            self._moved[source, batch.destination] += int(batch.sizes[moved & (batch.sources == source)].sum())
         if moved.all():
             return
         left = ~moved

@@ -1,0 +1,210 @@
+"""Moving real pages between two nodes: the ratio, the price, what stops it, and that nobody's contents suffer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hetmemd.kernel import pages, procfs, zoneinfo
+from hetmemd.kernel.root import Root
+from hetmemd.memory import headroom, measure, plan
+from hetmemd.memory.rebalance import ProcessPass, StepResult
+
+pytestmark = pytest.mark.lab
+ROOT = Root()
+CHILD = Path(__file__).with_name("memory_child.py")
+PATIENCE = 240.0
+THREE_TO_ONE = plan.ratio({0: 3, 1: 1})
+
+
+class Child:
+    """memory_child.py, started on one node."""
+
+    def __init__(self, mebibytes: int, kind: str, *more: str, node: int = 0) -> None:
+        command = ["numactl", f"--membind={node}", sys.executable, str(CHILD), str(mebibytes), kind, *more]
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.popen.stdout
+        base, size = self.popen.stdout.readline().split()
+        self.size = int(size)
+        self.addresses = np.arange(int(base), int(base) + self.size, 4096, dtype=np.int64)
+        self.process = procfs.identify(ROOT, self.popen.pid)
+
+    def nodes(self) -> NDArray[np.int32]:
+        return pages.query(self.popen.pid, self.addresses)
+
+    def verdict(self) -> str:
+        """Its own word on its contents. It ends with it."""
+        out, _ = self.popen.communicate(timeout=PATIENCE)
+        return out.strip()
+
+    def huge_kib(self) -> int:
+        text = ROOT.read_text(f"/proc/{self.popen.pid}/smaps_rollup")
+        return int(text.split("AnonHugePages:")[1].split()[0])
+
+
+@pytest.fixture
+def children() -> Generator[list[Child], None, None]:
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.popen.kill()
+        child.popen.wait()
+
+
+def run(mover: ProcessPass, allow: int = 64 << 20) -> list[StepResult]:
+    """All steps of a pass."""
+    deadline = time.monotonic() + PATIENCE
+    results = [mover.step(allow)]
+    while not results[-1].done:
+        assert time.monotonic() < deadline
+        results.append(mover.step(allow))
+    return results
+
+
+def failed(results: list[StepResult]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for result in results:
+        total.update(result.failed)
+    return dict(total)
+
+
+def moved(results: list[StepResult]) -> int:
+    """Pages."""
+    return sum(result.bytes_moved for result in results) // 4096
+
+
+def test_small_pages_reach_the_ratio(children: list[Child]) -> None:
+    child = Child(256, "small")
+    children.append(child)
+    before = child.nodes()
+    assert (before == 0).all()
+
+    mover = ProcessPass(ROOT, child.process, THREE_TO_ONE)
+    changes = np.zeros(len(before), dtype=int)
+    results: list[StepResult] = []
+    while not (results and results[-1].done):
+        results.append(mover.step(16 << 20))
+        after = child.nodes()
+        changes += after != before
+        before = after
+
+    assert changes.max() == 1
+    assert abs((before == 1).mean() - 0.25) < 0.005
+    # In every window of the sum of the weights, at any offset, not only in the whole.
+    ones = np.concatenate([[0], np.cumsum(before == 1)])
+    for length in (4, 5, 7, 16, 1001):
+        assert np.abs(ones[length:] - ones[:-length] - length / 4).max() <= 1
+    # What was planned was moved, and no more was planned than there was to do.
+    assert moved(results) == sum(result.planned for result in results)
+    least = measure.measure(ROOT, child.popen.pid).bytes_by_node
+    assert moved(results) * 4096 == least[1]
+    assert failed(results) == {}
+    assert measure.measure(ROOT, child.popen.pid).distance(THREE_TO_ONE) < 0.005
+
+    again = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    assert sum(result.planned for result in again) == 0
+    assert moved(again) == 0
+    assert sum(result.examined for result in again) >= 65536
+    assert child.verdict() == "intact"
+
+
+def test_an_allowance_is_kept(children: list[Child]) -> None:
+    child = Child(16, "small")
+    children.append(child)
+    mover = ProcessPass(ROOT, child.process, THREE_TO_ONE)
+    results = run(mover, 100 * 4096)
+    assert max(result.bytes_moved for result in results) <= 100 * 4096
+    assert (child.nodes() == 1).mean() == 0.25
+    nothing = ProcessPass(ROOT, child.process, plan.ratio({0: 1, 1: 1})).step(0)
+    assert nothing.bytes_moved == 0
+    assert nothing.needs == 4096
+    assert not nothing.done
+
+
+def test_huge_pages_move_whole(children: list[Child]) -> None:
+    child = Child(128, "huge")
+    children.append(child)
+    before = child.huge_kib()
+    assert before >= 128 << 10
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    nodes = child.nodes().reshape(-1, 512)
+    assert (nodes == nodes[:, :1]).all()
+    assert abs(int((nodes[:, 0] == 1).sum()) - 16) <= 1
+    assert child.huge_kib() == before
+    assert failed(results) == {}
+    assert moved(run(ProcessPass(ROOT, child.process, THREE_TO_ONE))) == 0
+    assert child.verdict() == "intact"
+
+
+def test_a_mask_takes_what_is_outside(children: list[Child]) -> None:
+    child = Child(16, "small")
+    children.append(child)
+    assert moved(run(ProcessPass(ROOT, child.process, plan.within([0, 1])))) == 0
+    results = run(ProcessPass(ROOT, child.process, plan.within([1])))
+    assert (child.nodes() == 1).all()
+    # All its own memory went along; what is left on node 0 it shares with other programs.
+    found = measure.measure(ROOT, child.popen.pid)
+    assert set(found.bytes_by_node) == {1}, (found, failed(results))
+    assert child.verdict() == "intact"
+
+
+def test_a_nearly_full_node_stops_the_pass(children: list[Child]) -> None:
+    kills = _vmstat("oom_kill")
+    marks = zoneinfo.watermarks(ROOT)[1]
+    spare = 24 << 20
+    free = zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"] * 4096
+    fill = free - headroom.reserve(marks) * 4096 - spare
+    children.append(Child(fill >> 20, "small", node=1))
+    child = Child(256, "small")
+    children.append(child)
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    counts = failed(results)
+    assert counts["node-full"] > 0
+    assert 0 < moved(results) < 16384
+    assert zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"] > marks.high
+    assert _vmstat("oom_kill") == kills
+    assert all(each.popen.poll() is None for each in children)
+    assert child.verdict() == "intact"
+
+
+def test_pages_shared_with_a_child_are_left(children: list[Child]) -> None:
+    child = Child(8, "small", "fork")
+    children.append(child)
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    assert (child.nodes() == 0).all()
+    counts = failed(results)
+    assert counts["shared"] >= 512
+    assert set(counts) == {"shared"}
+    assert child.verdict() == "intact"
+
+
+def test_a_cpuset_refuses(children: list[Child]) -> None:
+    child = Child(8, "small")
+    children.append(child)
+    hierarchy = Path("/sys/fs/cgroup")
+    (hierarchy / "cgroup.subtree_control").write_text("+cpuset")
+    group = hierarchy / "memory-test"
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "cpuset.mems").write_text("0")
+        (group / "cgroup.procs").write_text(str(child.popen.pid))
+        results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+        assert set(failed(results)) == {"cpuset"}
+        assert moved(results) == 0
+        assert child.verdict() == "intact"
+    finally:
+        child.popen.kill()
+        child.popen.wait()
+        group.rmdir()
+
+
+def _vmstat(name: str) -> int:
+    return next(int(line.split()[1]) for line in ROOT.read_text("/proc/vmstat").splitlines() if line.split()[0] == name)
