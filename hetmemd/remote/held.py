@@ -1,0 +1,151 @@
+"""A stopped thread: its registers, what its memory holds of ours, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Sequence
+
+from hetmemd.kernel import ptrace
+from hetmemd.remote import x86_64
+from hetmemd.remote.result import Outcome
+from hetmemd.remote.slot import Slot
+from hetmemd.remote.target import Declined, Target
+from hetmemd.remote.x86_64 import Abi
+
+_STACK_SEARCH = 1 << 18
+"""Bytes of stack in which a signal frame that leads back to a dead tracer's stub is looked for."""
+
+_RSEQ_CS_FIELD = 8  # of struct rseq
+_RSEQ_CS = struct.Struct("<IIQQQ")  # version, flags, start_ip, post_commit_offset, abort_ip (include/uapi/linux/rseq.h)
+
+
+class Held:
+    """From a ptrace stop to `release`. Raises `Declined`, and `OSError` ESRCH where the thread was killed meanwhile."""
+
+    def __init__(self, room: ptrace.RegisterSet, target: Target, tid: int) -> None:
+        self.target = target
+        self.tid = tid
+        self._room = room
+        self._slot: Slot | None = None
+        # What the thread has now, and what it goes on with.
+        self._current = self._resumed = room.get(tid)
+        self._abi: Abi | None = None
+        self._registers: list[int] = []
+        if understood := x86_64.abi_of(self._current):
+            self._abi, registers = understood
+            self._go_on_with(self._abi.mended(registers), registers)
+
+    def _go_on_with(self, registers: list[int], before: list[int]) -> None:
+        assert self._abi
+        self._registers = registers
+        if registers is not before:
+            self._resumed = self._abi.pack(registers)
+
+    def look(self) -> None:
+        """What can only be seen of a stopped thread, and forbids the call."""
+        if self._abi is not self.target.abi:
+            # 64-bit code in a 32-bit program, the other way round, or neither.
+            raise Declined(Outcome.UNSTEERABLE, "compat")
+        if self._registers[self._abi.pc] in self.target.vdso.padding:
+            # It is in the stub of a dead tracer, and leaves it when it can.
+            raise Declined(Outcome.DEFERRED, "stub")
+        if ptrace.syscall_user_dispatch(self.tid):
+            raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
+
+    def sweep(self) -> bool:
+        """Zero what dead tracers left and nobody can need any more. True if there was anything."""
+        left = list(self.target.leftovers)
+        if not left:
+            return False
+        if self._stack_leads_into(self.target.vdso.padding):
+            # A handler that interrupted a stub returns there.
+            raise Declined(Outcome.DEFERRED, "stub")
+        swept = [slot for slot in left if slot.tid == self.tid or not self.target.has_thread(slot.tid)]
+        for slot in swept:
+            self.target.zero(slot)
+        return bool(swept)
+
+    def _stack_leads_into(self, padding: range) -> bool:
+        assert self._abi
+        pointer = self._registers[self._abi.stack] & ~7
+        # As much as there is: the stack may end sooner.
+        for size in (_STACK_SEARCH >> halvings for halvings in range(15)):
+            with contextlib.suppress(OSError):
+                stack = os.pread(self.target.memory, size, pointer)
+                words = struct.iter_unpack("<Q" if self._abi.bits == 64 else "<I", stack[: len(stack) // 8 * 8])
+                return any(value in padding for (value,) in words)
+        return False
+
+    def leave_restartable_sequence(self) -> None:
+        """rseq(2): a critical section that was interrupted by code of its own thread begins again at its abort handler.
+
+        The kernel would see to that, but it looks at where the thread is when it goes on, and that is the stub.
+        """
+        assert self._abi
+        if self._abi.is_in_syscall(self._registers):
+            return  # critical sections hold no syscalls
+        area = ptrace.rseq_area(self.tid)
+        if not area:
+            return
+        try:
+            (section,) = struct.unpack("<Q", os.pread(self.target.memory, 8, area + _RSEQ_CS_FIELD))
+            if not section:
+                return
+            _, _, start, length, abort = _RSEQ_CS.unpack(os.pread(self.target.memory, _RSEQ_CS.size, section))
+        except (OSError, struct.error):
+            # Unreadable: the kernel is about to kill the thread for that, or this memory is no longer its own, which is
+            # found out before anything is changed.
+            return
+        if self._abi.unsigned(self._registers[self._abi.pc] - start) < length:
+            registers = list(self._registers)
+            registers[self._abi.pc] = self._abi.unsigned(abort)
+            self._go_on_with(registers, self._registers)
+
+    def write(self, slot: Slot) -> bool:
+        """Write the stub. False where it does not stand in the memory that this thread runs in."""
+        assert self._abi
+        content = slot.head + self._abi.stub(slot.stub, self._registers) + slot.tail
+        if not self.target.write(slot.address, content):
+            return False
+        self._slot = slot
+        try:
+            # The slot is in one page and was written whole: its mark stands for all of it.
+            return ptrace.peek(self.tid, slot.mark_address) == slot.mark
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EFAULT):
+                return False
+            raise
+
+    def enter(self, number: int, arguments: Sequence[int]) -> None:
+        """Send the thread into the stub, with this call to make."""
+        assert self._abi
+        assert self._slot
+        self._set(self._abi.pack(self._abi.calling(self._registers, self._slot.stub, number, arguments)))
+
+    def result(self) -> int:
+        """Of the call, once it is over."""
+        assert self._abi
+        self._current = self._room.get(self.tid)
+        return self._abi.signed(self._abi.unpack(self._current)[self._abi.result])
+
+    def _set(self, registers: bytes) -> None:
+        self._room.set(self.tid, registers)
+        self._current = registers
+
+    def release(self, deliver: int = 0) -> None:
+        """Everything back, the slot zeroed, and the thread on its way, with a signal that it stopped for.
+
+        Detaching from a syscall-exit-stop sends the thread through the kernel's own restart logic, with orig_rax back
+        in its place. Continuing it from there would leak -512 into the program.
+        """
+        if self._current != self._resumed:
+            self._set(self._resumed)
+        if self._slot:
+            # Should this fail, the next act in this process does it.
+            with contextlib.suppress(OSError):
+                os.pwrite(self.target.memory, bytes(self._slot.length), self._slot.address)
+            self._slot = None
+        ptrace.detach(self.tid, deliver)
