@@ -90,9 +90,9 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
     lines = locate(text)
     values = _values(table, _KEYS, (), path, lines, faults)
     handling = _values(table.get("defaults", {}), _HANDLING, ("defaults",), path, lines, faults)
-    if ("tls_certificate" in values) != ("tls_key" in values):
+    if ("tls_certificate" in table) != ("tls_key" in table):
         here, missing = (
-            ("tls_certificate", "tls_key") if "tls_certificate" in values else ("tls_key", "tls_certificate")
+            ("tls_certificate", "tls_key") if "tls_certificate" in table else ("tls_key", "tls_certificate")
         )
         faults.append(Fault(path, line_of(lines, (here,)), f"{here} without {missing}", "TLS needs both"))
     notes: tuple[str, ...] = ()

@@ -1,0 +1,177 @@
+"""/etc/hetmemd.toml: every fault at its line, and the shipped file as the documentation of every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetmemd import settings
+from hetmemd.kernel.root import Root
+from hetmemd.policy.effective import Handling
+from hetmemd.settings import Settings, SettingsError
+
+SHIPPED = Path(__file__).parents[2] / "etc/hetmemd.toml"
+
+
+def write(root: Path, text: str | bytes) -> Root:
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/hetmemd.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Root(root)
+
+
+def faults(text: str | bytes) -> list[str]:
+    return [str(fault) for fault in settings.parse(text if isinstance(text, bytes) else text.encode())[1]]
+
+
+def test_no_file_means_the_defaults(tmp_path: Path) -> None:
+    assert settings.load(Root(tmp_path)) == Settings()
+
+
+def test_the_shipped_file_changes_nothing() -> None:
+    assert settings.parse(SHIPPED.read_bytes()) == (Settings(), ())
+
+
+def test_the_shipped_file_shows_every_key_with_its_default() -> None:
+    """What it shows behind `#` is uncommented and taken: it must be every key, valid, and the default."""
+    text = re.sub(r"^#(?=[a-z_]+ = )", "", SHIPPED.read_text(), flags=re.MULTILINE)
+    shown, wrong = settings.parse(text.encode())
+    assert wrong == ()
+    general, _, handling = text.partition("[defaults]")
+    for part, known in ((general, Settings), (handling, Handling)):
+        named = set(re.findall(r"^([a-z_]+) = ", part, flags=re.MULTILINE))
+        assert named == {field.name for field in dataclasses.fields(known)} - {"notes", "defaults"}
+    assert dataclasses.replace(shown, defaults=Handling(), tls_certificate=None, tls_key=None, burst=None) == Settings()
+    assert dataclasses.replace(shown.defaults, rate_total=None, burst=None) == Handling()
+    assert shown.burst == Settings().rate, "the text says: one second of the rate"
+
+
+def test_values_are_taken(tmp_path: Path) -> None:
+    text = """
+        listen = "[::1]:9000"
+        rate = "2GiB/s"
+        observe = true
+        scan_interval = "1min"
+        [defaults]
+        existing = "once"
+        rate = "10MB/s"
+        tolerance = 0.1
+    """
+    found = settings.load(write(tmp_path, text))
+    assert (found.listen, found.rate, found.observe, found.scan_interval) == ("[::1]:9000", 2 << 30, True, 60.0)
+    assert found.defaults == Handling(existing="once", rate=10_000_000, tolerance=0.1)
+
+
+def test_all_faults_at_once_each_at_its_line() -> None:
+    text = """lisen = "127.0.0.1:9797"
+rate = "fast"
+
+observe = "yes"
+[defaults]
+existing = "onc"
+tls_key = "/k"
+"""
+    assert faults(text) == [
+        "/etc/hetmemd.toml:1: unknown key 'lisen' (did you mean 'listen'?)",
+        '/etc/hetmemd.toml:2: rate: write it like "256MiB/s"',
+        "/etc/hetmemd.toml:4: observe: true or false, not 'yes'",
+        '/etc/hetmemd.toml:6: existing: one of "rebalance", "once", "leave", not \'onc\' (did you mean \'once\'?)',
+        "/etc/hetmemd.toml:7: unknown key 'tls_key' in [defaults] (it belongs above [defaults])",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rate = 0", "rate"),
+        ("rate = true", "rate"),
+        ("rate = -1", "rate"),
+        ("burst = 100", "less than a page"),
+        ("scan_interval = 0", "from 1 seconds"),
+        ("scan_interval = inf", "scan_interval"),
+        ("measure_interval = nan", "measure_interval"),
+        ("listen = 9797", "listen"),
+        ('listen = "localhost"', "HOST:PORT"),
+        ('listen = "::1:9797"', "brackets"),
+        ('listen = "localhost:70000"', "HOST:PORT"),
+        ("cgroup_label_limit = -1", "cgroup_label_limit"),
+        ('on_stop = "kep"', "did you mean 'keep'?"),
+        ('log_level = "loud"', "log_level"),
+        ('tls_key = "/key"', "without tls_certificate"),
+        ('tls_certificate = "a/b"\ntls_key = "c"', "full path"),
+        ("defaults = 1", "write [defaults]"),
+        ("[[defaults]]", "write [defaults]"),
+        ("[defaults]\ntolerance = 2", "from 0 to 1"),
+        ("[defaults]\nmode = 'bind'", "unknown key 'mode'"),
+    ],
+)
+def test_wrong_values(line: str, said: str) -> None:
+    found = faults(line)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_no_toml() -> None:
+    assert faults("listen = \n") == ["/etc/hetmemd.toml:1: is not TOML: invalid value"]
+    assert faults("listen = 'a'\n\nlisten = 'b'\n")[0].startswith("/etc/hetmemd.toml:3: is not TOML")
+
+
+def test_no_utf8() -> None:
+    assert faults(b"\n# caf\xe9\n") == ["/etc/hetmemd.toml:2: is not UTF-8"]
+
+
+def test_restore_is_taken_and_said_to_have_no_effect() -> None:
+    found, wrong = settings.parse(b'on_stop = "restore"')
+    assert not wrong
+    assert "not yet supported" in found.notes[0]
+
+
+def refused(root: Root) -> str:
+    with pytest.raises(SettingsError) as error:
+        settings.load(root)
+    return str(error.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "etc/hetmemd.toml").mkdir(parents=True)
+    assert refused(Root(tmp_path)) == "/etc/hetmemd.toml:1: cannot be read: not a regular file"
+    (tmp_path / "etc/hetmemd.toml").rmdir()
+    os.mkfifo(tmp_path / "etc/hetmemd.toml")
+    assert "not a regular file" in refused(Root(tmp_path))
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, b"")
+    os.truncate(tmp_path / "etc/hetmemd.toml", 10 << 20)
+    assert "larger than 1 MiB" in refused(root)
+
+
+def test_a_link_to_dev_null_is_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/hetmemd.toml").symlink_to("/dev/null")
+    assert settings.load(Root(tmp_path)) == Settings()
+
+
+@given(st.binary(max_size=200))
+def test_no_content_is_a_crash(data: bytes) -> None:
+    found, wrong = settings.parse(data)
+    assert isinstance(found, Settings)
+    assert all(fault.line >= 1 and fault.message for fault in wrong)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({field.name for field in dataclasses.fields(Settings)})),
+        st.sampled_from(["1", "-1", '"x"', "true", "[]", "{}", "1.5", "nan", '"1MiB/s"', "1979-05-27", '""']),
+    )
+)
+def test_every_type_under_every_key_is_a_value_or_a_fault(values: dict[str, str]) -> None:
+    text = "".join(f"{key} = {value}\n" for key, value in values.items())
+    lines = [fault.line for fault in settings.parse(text.encode())[1]]
+    assert lines == sorted(lines)
+    assert all(1 <= line <= len(values) for line in lines)
