@@ -69,18 +69,18 @@ class Pagemap:
         os.close(self._fd)
 
     def present(self, start: int, end: int, most: int) -> Presence:
-        """Folios of `start` to `end`, about `most` pages of them (at least one huge page's).
+        """Folios of `start` to `end`, about `most` pages of them (1024 at least).
 
         Pages in swap, zero pages and what was never touched are left out.
         """
         if self.can_scan:
             try:
-                return self._scan(start, end, max(most, HUGE_PAGES))
+                return self._scan(start, end, max(most, 2 * HUGE_PAGES))
             except OSError as error:
                 if error.errno not in (errno.ENOTTY, errno.EINVAL):
                     raise
                 self.can_scan = False  # before 6.7
-        return self._read(start, end, max(most, HUGE_PAGES))
+        return self._read(start, end, max(most, 2 * HUGE_PAGES))
 
     def _scan(self, start: int, end: int, most: int) -> Presence:
         argument = bytearray(
@@ -107,14 +107,15 @@ class Pagemap:
         walked = int(_SCAN_ARGUMENT.unpack(argument)[4])
         if count == 0:
             return _nothing(walked if walked > start else end)
-        huge = (ranges[:, 2] & _PAGE_IS_HUGE) != 0
-        if huge[-1] and (rest := int(ranges[-1, 1]) % HUGE):
-            # The limit of pages was reached in the middle of a huge page: it belongs to what comes next.
-            ranges[-1, 1] -= rest
-            walked = int(ranges[-1, 1])
+        rest = walked % HUGE
+        if rest and walked < end:
+            # The limit was reached within a huge page, or within a folio that is mapped page by page: cut before it.
+            walked -= rest
+            ranges = ranges[ranges[:, 0] < walked]
+            ranges[:, 1] = np.minimum(ranges[:, 1], walked)
         if walked <= start:
-            # Nothing but the end of a huge page that begins before `start`.
-            return _nothing(start + HUGE - start % HUGE)
+            return _nothing(min(start - start % HUGE + HUGE, end))
+        huge = (ranges[:, 2] & _PAGE_IS_HUGE) != 0
         steps = np.where(huge, HUGE, PAGE_SIZE)
         counts = (ranges[:, 1] - ranges[:, 0]) // steps
         first = np.repeat(ranges[:, 0], counts)
@@ -132,7 +133,8 @@ class Pagemap:
         return np.frombuffer(data, dtype=np.uint64)
 
     def _read(self, start: int, end: int, most: int) -> Presence:
-        stop = min(end, start + max(most * PAGE_SIZE, HUGE), start + _PIECE)
+        stop = start + min(most * PAGE_SIZE, _PIECE)
+        stop = min(end, stop - stop % HUGE)
         entries = self.entries(start, stop)
         index = np.flatnonzero(entries & _PRESENT)
         return Presence(start + index * PAGE_SIZE, np.ones(len(index), dtype=np.int32), stop)

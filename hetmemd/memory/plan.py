@@ -14,7 +14,8 @@ So a reader that streams through memory meets all nodes in every window, not one
 - What is left at the end of a span, less than a window, gets its piece of the same sequence, and the next span goes on
   with the sequence where this one ended (`Phase`): the whole is right to one folio for each size of folio.
 
-Folios of different sizes have windows of their own: a small page cannot make up for a huge one.
+Folios of different sizes (in powers of two, rounded down) have windows of their own: a small page cannot make up for a
+huge one.
 Folios that are not there or cannot be moved (negative node) are left out of the windows, and so disturb no ratio.
 """
 
@@ -30,9 +31,10 @@ from numpy.typing import NDArray
 
 Nodes = NDArray[np.int16]
 Phase = Mapping[int, int]
-"""By folio size in pages: how many folios of the sequence were given out before, modulo its length."""
+"""By order of folio (log2 of its pages): how many places of the sequence were given out before, modulo its length."""
 START: Phase = {}
 
+STAYS = -1
 LONGEST_WINDOW = 4096
 """Folios; weights with a larger sum are rounded to the nearest shares that fit: 0.02 % off at most."""
 
@@ -130,29 +132,20 @@ def plan(nodes: Nodes, sizes: NDArray[np.int32] | None, target: Target, phase: P
     """The moves for one span.
 
     `nodes`: of each folio in the order of addresses; negative for one that is not there or cannot be moved.
-    `sizes`: pages of each folio; None where all are of one page. One entry stands for a whole folio, so none is split.
+    `sizes`: pages of each folio, 1 and more; None where all are of one page. One entry stands for a whole folio, so
+    none is split.
     """
     if isinstance(target, Within):
         return _plan_within(nodes, target, phase)
-    if sizes is None:
-        sizes = np.ones(len(nodes), dtype=np.int32)
-    present = np.unique(sizes).tolist()
+    orders = np.zeros(1, dtype=np.int32) if sizes is None or not (sizes > 1).any() else np.frexp(sizes)[1] - 1
+    to = np.full(len(nodes), STAYS, dtype=np.int16)
     following = dict(phase)
-    index = [np.zeros(0, dtype=np.int64)]
-    destination = [np.zeros(0, dtype=np.int16)]
-    for size in present:
-        movable = nodes >= 0
-        if len(present) > 1:
-            movable &= sizes == size
-        chosen = None if movable.all() else np.flatnonzero(movable)
-        count = len(nodes) if chosen is None else len(chosen)
-        where, to = _plan_ratio(nodes if chosen is None else nodes[chosen], target, phase.get(size, 0))
-        index.append(where if chosen is None else chosen[where])
-        destination.append(to)
-        following[size] = (phase.get(size, 0) + count) % sum(weight for _, weight in target.weights)
-    together, to = np.concatenate(index), np.concatenate(destination)
-    order = np.argsort(together, kind="stable")
-    return Moves(together[order], to[order], following)
+    for order in np.unique(orders).tolist():
+        chosen = np.flatnonzero((nodes >= 0) & (orders == order))
+        to[chosen] = _plan_ratio(nodes.take(chosen), target, phase.get(order, 0))
+        following[order] = (phase.get(order, 0) + len(chosen)) % sum(weight for _, weight in target.weights)
+    index = np.flatnonzero(to != STAYS)
+    return Moves(index, to[index], following)
 
 
 def _plan_within(nodes: Nodes, target: Within, phase: Phase) -> Moves:
@@ -164,67 +157,85 @@ def _plan_within(nodes: Nodes, target: Within, phase: Phase) -> Moves:
     return Moves(index, table[nodes[index]], phase)
 
 
-def _plan_ratio(nodes: Nodes, target: Ratio, phase: int) -> tuple[NDArray[np.int64], Nodes]:
-    """Moves for folios of one size, all of them movable."""
+def _plan_ratio(nodes: Nodes, target: Ratio, phase: int) -> Nodes:
+    """Where each folio goes, or STAYS. All are of one size and can be moved."""
     if not len(nodes):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int16)
+        return nodes
     names = np.array([node for node, _ in target.weights], dtype=np.int16)
     weights = tuple(weight for _, weight in target.weights)
     # From here on nodes are slots 0..m-1 in the order of the target, and m for all others.
     table = np.full(max(int(nodes.max()), int(names.max())) + 1, len(names), dtype=np.int16)
     table[names] = np.arange(len(names))
-    slots = table[nodes]
+    slots = table.take(nodes)
     window = sum(weights)
     ideal = np.roll(sequence(weights), -phase)
     whole = len(slots) // window * window
-    rows = slots[:whole].reshape(-1, window)
-    row, column, to = _even_out(rows, ideal, np.array(weights))
-    rest = slots[whole:].reshape(1, -1)
-    piece = ideal[: rest.shape[1]]
-    _, last_column, last_to = _even_out(rest, piece, np.bincount(piece, minlength=len(names)))
-    return np.concatenate([row * window + column, last_column + whole]), names[np.concatenate([to, last_to])]
+    piece = ideal[: len(slots) - whole]
+    # Windows are columns: numpy is slow over many short rows.
+    to = np.empty(len(slots), dtype=np.int16)
+    to[:whole] = _even_out(np.ascontiguousarray(slots[:whole].reshape(-1, window).T), ideal, weights).T.ravel()
+    to[whole:] = _even_out(slots[whole:, None], piece, np.bincount(piece, minlength=len(names)).tolist())[:, 0]
+    goes = to != STAYS
+    to[goes] = names.take(to[goes])
+    return to
 
 
-def _even_out(
-    slots: Nodes, ideal: Nodes, wanted: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(window, position in it, slot to go to) of the moves that leave `wanted` of each slot in every window.
+def _even_out(slots: Nodes, ideal: Nodes, wanted: Sequence[int]) -> Nodes:
+    """The slot that each goes to, or STAYS, so that `wanted` of each slot are left in every window.
 
-    `slots` is (windows, positions); `ideal` the even sequence over the positions, which counts as `wanted` says.
+    `slots` is (positions, windows); `ideal` the even sequence over the positions, which counts as `wanted` says.
     """
-    count = len(wanted)
-    held = np.stack([(slots == slot).sum(axis=1, dtype=np.int32) for slot in range(count)], axis=1)
-    lacking = np.flatnonzero((held < wanted).any(axis=1))
-    slots, held = slots[lacking], held[lacking]
-    deficit = np.maximum(wanted - held, 0)
+    held = [(slots == slot).sum(axis=0, dtype=np.int16) for slot in range(len(wanted))]
+    lacking = np.flatnonzero(np.logical_or.reduce([have < want for have, want in zip(held, wanted, strict=True)]))
+    if not len(lacking):
+        return np.full(slots.shape, STAYS, dtype=np.int16)
+    windows = slots.shape[1]
+    if len(lacking) < windows:
+        slots = slots.take(lacking, axis=1)
+        held = [have.take(lacking) for have in held]
     # Who goes: everything on other nodes, and of each node the surplus, first of all where the sequence has another.
-    goes = slots == count
-    for slot in range(count):
+    goes = slots == len(wanted)
+    for slot, want in enumerate(wanted):
+        surplus = (held[slot] - want).clip(0)
         mine = slots == slot
-        surplus = (held[:, slot] - wanted[slot]).clip(0)[:, None]
-        misplaced = mine & (ideal != slot)
-        rank = np.cumsum(misplaced, axis=1, dtype=np.int32)
-        goes |= misplaced & (rank <= surplus)
-        placed = mine & (ideal == slot)
-        more = surplus - rank[:, -1:]
-        if (more > 0).any():
-            goes |= placed & (np.cumsum(placed, axis=1, dtype=np.int32) <= more)
+        fits = mine & (ideal == slot)[:, None]
+        mine ^= fits
+        rank = _rank(mine)
+        goes |= mine & (rank <= surplus)
+        more = surplus - rank[-1]
+        if more.max() > 0:
+            goes |= fits & (_rank(fits) <= more)
     # Where to: what the sequence has at its place, as long as that node lacks something; the rest fills up.
-    to = np.full(slots.shape, -1, dtype=np.int16)
-    for slot in range(count):
-        fits = goes & (ideal == slot)
-        fits &= np.cumsum(fits, axis=1, dtype=np.int32) <= deficit[:, slot : slot + 1]
-        to[fits] = slot
-        deficit[:, slot] -= fits.sum(axis=1)
-    rest = goes & (to < 0)
+    chosen = np.full(slots.shape, STAYS, dtype=np.int16)
+    deficits = []
+    for slot, want in enumerate(wanted):
+        deficit = (want - held[slot]).clip(0)
+        fits = goes & (ideal == slot)[:, None]
+        rank = _rank(fits)
+        chosen[fits & (rank <= deficit)] = slot
+        deficits.append((deficit - rank[-1]).clip(0))
+    rest = goes & (chosen == STAYS)
     if rest.any():
-        rank = np.cumsum(rest, axis=1, dtype=np.int32)
-        upto = np.cumsum(deficit, axis=1)
-        for slot in range(count):
-            before = upto[:, slot - 1 : slot] if slot else 0
-            to[rest & (rank > before) & (rank <= upto[:, slot : slot + 1])] = slot
-    row, column = np.nonzero(goes)
-    return lacking[row], column, to[row, column].astype(np.int64)
+        rank = _rank(rest)
+        upto = np.zeros_like(deficits[0])
+        for slot, deficit in enumerate(deficits):
+            chosen[rest & (rank > upto) & (rank <= upto + deficit)] = slot
+            upto += deficit
+    if len(lacking) == windows:
+        return chosen
+    to = np.full((len(slots), windows), STAYS, dtype=np.int16)
+    to[:, lacking] = chosen
+    return to
+
+
+def _rank(chosen: NDArray[np.bool_]) -> NDArray[np.int16]:
+    """How many were chosen in the column down to and with each place."""
+    if len(chosen) > 64:
+        return np.cumsum(chosen, axis=0, dtype=np.int16)
+    rank = chosen.astype(np.int16)
+    for place in range(1, len(rank)):
+        rank[place] += rank[place - 1]
+    return rank
 
 
 @functools.lru_cache(maxsize=64)

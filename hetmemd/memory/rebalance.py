@@ -9,17 +9,18 @@ is given up in that pass; a pass over a process that is as it should be moves no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hetmemd.kernel import libc, pages, procfs
-from hetmemd.kernel.pagemap import Pagemap
+from hetmemd.kernel import folios, libc, pages, procfs
+from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan, regions
@@ -217,8 +218,7 @@ class ProcessPass:
         if self._spans is None:
             found = regions.read(self._root, self.process.pid, self._tid)
             self._spans = deque(_spans(found, self._kinds))
-            if self._headroom is None:
-                self._headroom = Headroom(self._root)
+            self._headroom = self._headroom or Headroom(self._root)
         if not self._spans or self._is_stuck():
             self._over = True
             return
@@ -229,13 +229,15 @@ class ProcessPass:
         self._examined += int(sizes.sum())
         moves = plan.plan(nodes, sizes, self._target, self._phase)
         self._phase = moves.phase
-        now = time.monotonic()
+        # Parts of a folio may lie apart, with something else between them: moved with one, the other is in place. Such
+        # plans are held against the kernel before each call.
+        since = -STALE if bool(((sizes > 1) & (sizes != HUGE_PAGES)).any()) else time.monotonic()
         for destination in np.unique(moves.destination).tolist():
             index = moves.index[moves.destination == destination]
             for huge in (False, True):
                 chosen = index[(sizes[index] > 1) == huge]
                 if len(chosen):
-                    batch = _Batch(destination, huge, addresses[chosen], sizes[chosen], nodes[chosen], now)
+                    batch = _Batch(destination, huge, addresses[chosen], sizes[chosen], nodes[chosen], since)
                     self._planned += batch.pages
                     self._batches.append(batch)
 
@@ -249,12 +251,14 @@ class ProcessPass:
         addresses: list[pages.Addresses] = []
         sizes: list[NDArray[np.int32]] = []
         count = 0
-        with Pagemap(self._root, self.process.pid, self._tid) as pagemap:
+        with Pagemap(self._root, self.process.pid, self._tid) as pagemap, _frames(self._root) as known:
             while spans and count < CHUNK:
                 start, end = spans.popleft()
                 found = pagemap.present(start, end, CHUNK - count)
                 if found.next < end:
                     spans.appendleft((found.next, end))
+                if known is not None:
+                    found = folios.gather(pagemap, known, found)
                 addresses.append(found.addresses)
                 sizes.append(found.sizes)
                 # Address space with nothing in it costs a little as well.
@@ -294,7 +298,7 @@ class ProcessPass:
         nodes = pages.query(self._tid, batch.addresses)
         self._failed["not-present"] += int(batch.sizes[nodes < 0].sum())
         self._failed["other"] += int(batch.sizes[(nodes >= 0) & (nodes != batch.sources)].sum())
-        return replace(batch.part(nodes == batch.sources), since=time.monotonic())
+        return batch.part(nodes == batch.sources)
 
     def _account(self, batch: _Batch, call: pages.MoveCall, took: float) -> None:
         """What became of each folio: where it is now decides, the statuses only say why not."""
@@ -339,6 +343,22 @@ class ProcessPass:
         self._refused[batch.destination] = reason
         if isinstance(self._target, Within):
             self._target = replace(self._target, full=frozenset(self._refused))
+
+
+@contextlib.contextmanager
+def _frames(root: Root) -> Generator[folios.Frames | None, None, None]:
+    """None without the right, or in a kernel without them: folios that are mapped page by page go unnoticed then."""
+    try:
+        known = folios.Frames(root)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
+            raise
+        yield None
+        return
+    try:
+        yield known
+    finally:
+        known.close()
 
 
 def _spans(found: list[regions.Region], kinds: frozenset[str]) -> list[tuple[int, int]]:
