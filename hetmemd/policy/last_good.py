@@ -42,7 +42,7 @@ def keep(root: Root, path: str, data: bytes) -> None:
 
 
 def kept(root: Root, directory: str) -> list[str]:
-    """Full paths of the files of `directory` that have a copy."""
+    """Full paths of the files of `directory` that have a copy. `OSError` where that cannot be listed."""
     try:
         found = os.listdir(root.name(FOLDER + directory))  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):

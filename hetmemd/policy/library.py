@@ -85,13 +85,21 @@ def _directory(
         # What cannot be listed was not removed: the last good versions of its files stay.
         why = f"the directory cannot be read: {error.strerror}"
         notes.append(f"{directory}: {why}")
-        copies = {*last_good.kept(root, directory), *(path for path in known if _directory_of(path) == directory)}
+        copies = {*_kept(root, directory, notes), *(path for path in known if _directory_of(path) == directory)}
         faults = {path: (Fault(path, 1, why),) for path in copies}
         return [_broken(root, path, faults[path], known, notes) for path in sorted(copies, key=os.fsencode)]
     present = [file for path in found if (file := _file(root, path, keep, known, notes)) is not None]
     if keep:
         _forget(root, directory, {file.path for file in present}, notes)
     return present
+
+
+def _kept(root: Root, directory: str, notes: list[str]) -> list[str]:
+    try:
+        return last_good.kept(root, directory)
+    except OSError as error:
+        notes.append(f"{directory}: the last good copies cannot be read: {error.strerror}: {error.filename}")
+        return []
 
 
 def _directory_of(path: str) -> str:
@@ -138,7 +146,7 @@ def _broken(root: Root, path: str, faults: tuple[Fault, ...], known: dict[str, b
 
 
 def _forget(root: Root, directory: str, present: set[str], notes: list[str]) -> None:
-    for path in last_good.kept(root, directory):
+    for path in _kept(root, directory, notes):
         if path not in present:
             try:
                 last_good.forget(root, path)

@@ -66,6 +66,8 @@ def _level(level: str) -> str:
     """The regular expression for one level."""
     if level == "**":
         return "[^/]+(?:/[^/]+)*"
+    if level == "*":
+        return "[^/]+"  # the root is no level with an empty name
     if "**" in level:
         raise ValueError(f"** stands for whole levels, not for a part of {level!r}", "write * or /**/")
     parts: list[str] = []
