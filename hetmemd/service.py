@@ -32,6 +32,7 @@ from hetmemd.report.notify import Notifier
 from hetmemd.report.publish import Publisher
 from hetmemd.report.snapshot import FileView
 from hetmemd.report.tally import Tally
+from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
 from hetmemd.settings import OBSERVE_FILE, Settings, SettingsError
 from hetmemd.watch.hint import FilesHint, Hint
@@ -124,6 +125,7 @@ class Service:
             changed,
         )
         self._watcher = Watcher(root, loop, self._deliver)
+        self._control = Control(self._publisher, root, self._world.explain)
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT. The exit status."""
@@ -134,6 +136,7 @@ class Service:
         if self._ledger.lost:
             journal.limitation(f"the ledger was torn and is begun anew: {self._ledger.lost}")
         self._take_up(self._settings)
+        await self._control.start()
         # Open and acknowledge, then scan, then follow: what happens in between is hinted.
         await self._watcher.start()
         self._engine.rescan()
@@ -172,6 +175,7 @@ class Service:
         await asyncio.gather(*work, return_exceptions=True)
         await self._engine.close()
         await self._balancer.close()
+        self._control.close()
         self._watcher.close()
         self._tracer.close()
         if self._web:

@@ -39,7 +39,6 @@ MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
 LEAST = 2 << 20
 """Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
-PAGE = 4096
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
 LONGEST_BACKOFF = 600.0
@@ -100,16 +99,32 @@ class Balancer:
         while True:
             self._wake.clear()
             for record in self._due()[:AT_ONCE]:
-                await self._look(record)
+                await self._alone(record, self._look(record))
             if self.observing:
                 self._passes.clear()
-            for pid in list(self._passes):
-                await self._step(pid)
+            for active in list(self._passes.values()):
+                await self._alone(active.record, self._step(active))
             try:
                 async with asyncio.timeout(self._pause()):
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    async def _alone(self, record: Record, work: Awaitable[None]) -> None:
+        """A failure concerns its process: whatever it is, the others go on."""
+        try:
+            await work
+        except Exception as error:
+            if isinstance(error, OSError) and libc.is_gone(error):
+                return
+            self._passes.pop(record.process.pid, None)
+            record.idle_passes += 1
+            record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
+            record.acted = f"moving pages: {error}"
+            if isinstance(error, OSError):
+                log.warning("moving pages of %s[%d]: %s", record.comm, record.process.pid, error)
+            else:
+                log.exception("moving pages of %s[%d] failed", record.comm, record.process.pid)
 
     async def close(self) -> None:
         """Returns when the step that is under way is over: at most the bound of one call."""
@@ -173,28 +188,20 @@ class Balancer:
 
     # -- moving
 
-    async def _step(self, pid: int) -> None:
-        active = self._passes[pid]
-        record = active.record
+    async def _step(self, active: _Pass) -> None:
+        record, pid = active.record, active.record.process.pid
         if self._records.get(pid) is not record or not _may_move(record):
             del self._passes[pid]
             return
         if self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
-        try:
-            result = await self._in_thread(lambda: active.mover.step(allowed))
-        except OSError as error:
-            self._passes.pop(pid, None)
-            if not libc.is_gone(error):
-                record.acted = str(error)
-                log.warning("moving pages of %s[%d]: %s", record.comm, pid, error)
-            return
+        result = await self._in_thread(lambda: active.mover.step(allowed))
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
-        for (source, target), pages in result.by_nodes.items():
-            self._tally.pages_moved(source, target, pages, pages * PAGE)
+        for (source, target), (pages, size) in result.moved.items():
+            self._tally.pages_moved(source, target, pages, size)
         for reason, pages in result.failed.items():
             active.failed[reason] += pages
             self._tally.pages_failed(reason, pages)
@@ -221,8 +228,10 @@ class Balancer:
         target = target_of(record.placement, record.allowed, self._machine()) if record.placement else None
         if target:
             await self._measure(record, target)
-        backoff = min(self.interval * 2 ** min(record.idle_passes, 10), LONGEST_BACKOFF)
-        record.measure_at = max(record.measure_at, asyncio.get_running_loop().time() + backoff)
+        record.measure_at = max(record.measure_at, asyncio.get_running_loop().time() + self._backoff(record))
+
+    def _backoff(self, record: Record) -> float:
+        return float(min(self.interval * 2 ** min(record.idle_passes, 10), LONGEST_BACKOFF))
 
     async def _measure(self, record: Record, target: plan.Target) -> float | None:
         """The distance, written into the record with the bytes; None where it could not be had."""

@@ -119,3 +119,11 @@ class World:
         source = effective.inherited_from or effective.own
         policy = issuable(effective.placement.mempolicy, self.machine.kernel_weights is not None)
         return Wanted(policy, f"{source.file}:{source.line}" if source else "")
+
+    def explain(self, path: str) -> Effective:
+        """What holds or would hold for a cgroup, be it there or not (M2)."""
+        known = self.effective.get(path)
+        if known is not None:
+            return known
+        facts = {**self._facts, path: CgroupFacts(exists=False)}
+        return resolve(facts, self.library, self.machine, self.defaults, only=[path])[path]

@@ -1,0 +1,99 @@
+"""The installed service in the guest, and what tests do to it: drop files, start tasks, read what the kernel says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+FILES = Path("/etc/hetmemd.d")
+PATIENCE = 60.0
+"""Seconds after which something that does not come about is a failure; the guest is emulated, and slow in bursts."""
+
+
+def eventually(what: str, done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+def systemctl(*words: str) -> str:
+    return subprocess.run(["systemctl", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def drop(name: str, text: str, folder: Path = FILES) -> Path:
+    """A policy file, complete at once: written beside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{name}.new"
+    scratch.write_text(text)
+    return scratch.rename(folder / name)
+
+
+def policy(cgroup: str, mode: str = "weighted-interleave", nodes: str = "all", more: str = "") -> str:
+    weights = "weights = { 0 = 3, 1 = 1 }\n" if mode == "weighted-interleave" else ""
+    return f'[[policy]]\ncgroup = "{cgroup}"\nmode = "{mode}"\nnodes = "{nodes}"\n{weights}{more}'
+
+
+class Group:
+    """A cgroup of the test's own."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.folder = CGROUPS / path.lstrip("/")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def pids(self) -> list[int]:
+        return [int(line) for line in (self.folder / "cgroup.procs").read_text().split()]
+
+    def remove(self) -> None:
+        for pid in self.pids():
+            (CGROUPS / "cgroup.procs").write_text(str(pid))
+        for child in sorted(self.folder.rglob("*"), reverse=True):
+            if child.is_dir():
+                child.rmdir()
+        self.folder.rmdir()
+
+
+def shown(pid: int, tid: int | None = None) -> str:
+    """The thread's policy as the kernel shows it: `weighted interleave=static:0-1`."""
+    with Path(f"/proc/{pid}/task/{tid or pid}/numa_maps").open() as lines:
+        line = lines.readline()
+    match = re.match(r"\S+ ((?:weighted interleave|prefer \(many\)|[a-z]+)\S*)", line)
+    return match[1] if match else ""
+
+
+def all_shown(pid: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+        try:
+            found[shown(pid, int(name))] += 1
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def pages_by_node(pid: int) -> Counter[int]:
+    """Pages of 4 KiB of the private anonymous memory of a process."""
+    found: Counter[int] = Counter()
+    for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines():
+        if "anon=" in line:
+            for node, pages in re.findall(r" N(\d+)=(\d+)", line):
+                found[int(node)] += int(pages)
+    return found
+
+
+def metrics() -> dict[str, float]:
+    text = subprocess.run(
+        ["curl", "-sS", "http://127.0.0.1:9797/metrics"], check=True, capture_output=True, text=True
+    ).stdout
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}

@@ -1,0 +1,341 @@
+"""The straight line: a file is dropped, a task moves in, its policy holds, its pages follow, Prometheus sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.guest.daemon import (
+    CGROUPS,
+    FILES,
+    PATIENCE,
+    Group,
+    all_shown,
+    drop,
+    eventually,
+    metrics,
+    pages_by_node,
+    policy,
+    shown,
+    systemctl,
+)
+
+pytestmark = pytest.mark.lab
+
+THREE_TO_ONE = "weighted interleave=static:0-1"
+CHILD = Path(__file__).with_name("memory_child.py")
+OBSERVE = Path("/run/hetmemd/observe")
+
+
+@pytest.fixture(autouse=True)
+def service() -> Generator[None, None, None]:
+    """The service runs, without policies; afterwards nothing of the test is left."""
+    systemctl("start", "hetmemd")
+    yield
+    OBSERVE.unlink(missing_ok=True)
+    for file in FILES.glob("*"):
+        file.unlink()
+
+
+@pytest.fixture
+def group() -> Generator[Group, None, None]:
+    group = Group("/test.slice/work")
+    yield group
+    group.remove()
+    group.folder.parent.rmdir()
+
+
+@pytest.fixture
+def task() -> Generator[subprocess.Popen[bytes], None, None]:
+    with subprocess.Popen(["sleep", "10000"]) as popen:
+        yield popen
+        popen.kill()
+
+
+Task = subprocess.Popen[bytes]
+
+
+def test_a_task_that_runs_already_gets_a_dropped_policy_within_a_second(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    drop("50-test.toml", policy(group.path))
+    eventually("the policy holds", lambda: shown(task.pid) == THREE_TO_ONE)
+
+
+def test_a_task_that_moves_in_gets_it_and_one_that_moves_out_loses_it(group: Group, task: Task) -> None:
+    drop("50-test.toml", policy(group.path))
+    before = metrics()["hetmemd_cgroup_move_to_policy_seconds_count"]
+    group.take(task.pid)
+    eventually("T1: the policy holds", lambda: shown(task.pid) == THREE_TO_ONE)
+    eventually("seen", lambda: metrics()["hetmemd_cgroup_move_to_policy_seconds_count"] > before)
+    (CGROUPS / "cgroup.procs").write_text(str(task.pid))
+    eventually("T3: the default is back", lambda: shown(task.pid) == "default")
+
+
+def test_a_changed_a_masked_and_a_removed_file_take_effect(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    run = Path("/run/hetmemd.d")
+    weaker = drop("50-test.toml", policy(group.path, "interleave"), run)
+    try:
+        eventually("the weaker file holds", lambda: shown(task.pid) == "interleave=static:0-1")
+        stronger = drop("50-test.toml", policy(group.path))
+        eventually("F1: the stronger file masks it", lambda: shown(task.pid) == THREE_TO_ONE)
+        drop("50-test.toml", policy(group.path, "bind", "1"))
+        eventually("F3: the change holds", lambda: shown(task.pid) == "bind=static:1")
+        stronger.unlink()
+        eventually("the weaker file is back", lambda: shown(task.pid) == "interleave=static:0-1")
+        stronger.symlink_to("/dev/null")
+        eventually("F1: masked away", lambda: shown(task.pid) == "default")
+    finally:
+        weaker.unlink()
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "there"),
+    [
+        ("bind", "cpuless", "bind=static:1"),
+        ("interleave", "0-1", "interleave=static:0-1"),
+        ("preferred", "cpuless", "prefer=static:1"),
+        ("weighted-interleave", "dram+cpuless", THREE_TO_ONE),
+    ],
+)
+def test_each_mode(group: Group, task: Task, mode: str, nodes: str, there: str) -> None:
+    group.take(task.pid)
+    drop("50-test.toml", policy(group.path, mode, nodes))
+    eventually(f"{there} holds", lambda: shown(task.pid) == there)
+
+
+def test_local_and_default(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    drop("50-test.toml", f'[[policy]]\ncgroup = "{group.path}"\nmode = "local"\n')
+    eventually("local holds", lambda: shown(task.pid) == "local")
+    drop("50-test.toml", f'[[policy]]\ncgroup = "{group.path}"\nmode = "default"\n')
+    eventually("I8: default holds", lambda: shown(task.pid) == "default")
+
+
+def test_I1_a_child_cgroup_inherits_and_I3_its_own_policy_replaces(group: Group, task: Task) -> None:
+    child = Group(f"{group.path}/child")
+    child.take(task.pid)
+    drop("50-test.toml", policy(group.path))
+    eventually("inherited", lambda: shown(task.pid) == THREE_TO_ONE)
+    drop("60-child.toml", policy(child.path, "preferred", "1"))
+    eventually("its own", lambda: shown(task.pid) == "prefer=static:1")
+    (FILES / "60-child.toml").unlink()
+    eventually("inherited again", lambda: shown(task.pid) == THREE_TO_ONE)
+    task.kill()
+    task.wait()
+
+
+def test_every_thread_and_every_child_has_it(group: Group) -> None:
+    """Threads that exist, threads that are made later, and children that are made before and after."""
+    program = (
+        "import os, sys, threading, time\n"
+        "for _ in range(20): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "if os.fork() == 0: time.sleep(1000)\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(5): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "if os.fork() == 0: time.sleep(1000)\n"
+        "print('more', flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as popen:
+        assert popen.stdin and popen.stdout
+        popen.stdout.readline()
+        for pid in [popen.pid, *children(popen.pid)]:
+            group.take(pid)
+        drop("50-test.toml", policy(group.path))
+        pids = group.pids()
+        assert len(pids) == 2
+        eventually("all threads hold it", lambda: all(set(all_shown(pid)) == {THREE_TO_ONE} for pid in pids))
+        popen.stdin.write("\n")
+        popen.stdout.readline()
+        pids = group.pids()
+        assert len(pids) == 3
+        assert sum(sum(all_shown(pid).values()) for pid in pids) >= 28
+        eventually("T2: the new ones too", lambda: all(set(all_shown(pid)) == {THREE_TO_ONE} for pid in pids))
+        for pid in group.pids():
+            os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def test_a_child_that_is_made_in_another_cgroup_is_found(group: Group) -> None:
+    """As service managers do it: the child is in its cgroup from its first moment (CLONE_INTO_CGROUP or a move)."""
+    drop("50-test.toml", policy("/system.slice/made-*.service"))
+    subprocess.run(["systemd-run", "--quiet", "--unit=made-there", "sleep", "10000"], check=True)
+    try:
+        pid = int(systemctl("show", "-P", "MainPID", "made-there"))
+        eventually("the service has it", lambda: shown(pid) == THREE_TO_ONE)
+        assert shown(1) == "default"
+    finally:
+        systemctl("stop", "made-there")
+
+
+def test_T4_a_foreign_policy_is_respected(group: Group) -> None:
+    with subprocess.Popen(["numactl", "--preferred=1", "sleep", "10000"]) as popen:
+        eventually("numactl did its part", lambda: shown(popen.pid).startswith("prefer"))
+        own = shown(popen.pid)
+        drop("50-test.toml", policy(group.path))
+        group.take(popen.pid)
+        eventually("shown", lambda: outcome(group, popen.pid) == "foreign")
+        assert shown(popen.pid) == own
+        popen.kill()
+
+
+def explain(what: str) -> dict[str, object]:
+    answer = subprocess.run(["hetmemctl", "explain", what, "--json"], check=True, capture_output=True, text=True)
+    found: dict[str, object] = json.loads(answer.stdout)
+    return found
+
+
+def outcome(group: Group, pid: int) -> object:
+    tasks = explain(group.path)["tasks"]
+    assert isinstance(tasks, list)
+    return next((task["outcome"] for task in tasks if task["pid"] == pid), None)
+
+
+def test_L1_L2_a_restart_changes_nothing_and_L3_what_was_removed_meanwhile_is_undone(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    file = drop("50-test.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == THREE_TO_ONE)
+    systemctl("restart", "hetmemd")
+    assert shown(task.pid) == THREE_TO_ONE
+    eventually("it is known", lambda: outcome(group, task.pid) == "applied")
+    assert metrics()["hetmemd_applications_total"] == 0
+    systemctl("stop", "hetmemd")
+    assert shown(task.pid) == THREE_TO_ONE
+    file.unlink()
+    systemctl("start", "hetmemd")
+    eventually("undone", lambda: shown(task.pid) == "default")
+
+
+def test_L4_a_killed_daemon_comes_back_and_knows_its_own(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    drop("50-test.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == THREE_TO_ONE)
+    before = int(systemctl("show", "-P", "MainPID", "hetmemd"))
+    os.kill(before, signal.SIGKILL)
+    eventually(
+        "systemd starts it again", lambda: systemctl("show", "-P", "MainPID", "hetmemd") not in ("0", str(before))
+    )
+    eventually("it works", lambda: systemctl("is-active", "hetmemd") == "active")
+    drop("50-test.toml", policy(group.path, "interleave"))
+    eventually("what it issued before is its own", lambda: shown(task.pid) == "interleave=static:0-1")
+
+
+def test_the_kill_switch(group: Group, task: Task) -> None:
+    OBSERVE.touch()
+    group.take(task.pid)
+    drop("50-test.toml", policy(group.path))
+    eventually("seen, and left", lambda: outcome(group, task.pid) == "deferred")
+    assert shown(task.pid) == "default"
+    assert metrics()["hetmemd_observing"] == 1
+    OBSERVE.unlink()
+    eventually("on again", lambda: shown(task.pid) == THREE_TO_ONE)
+
+
+def test_I6_a_cpuset_that_leaves_nothing_blocks_and_gives_the_default_back(group: Group, task: Task) -> None:
+    drop("50-test.toml", policy(group.path, "bind", "1"))
+    group.take(task.pid)
+    eventually("it holds", lambda: shown(task.pid) == "bind=static:1")
+    (group.folder.parent / "cgroup.subtree_control").write_text("+cpuset")
+    (group.folder / "cpuset.mems").write_text("0")
+    eventually("the default is back", lambda: shown(task.pid) == "default")
+    (group.folder / "cpuset.mems").write_text("0-1")
+    eventually("and the policy", lambda: shown(task.pid) == "bind=static:1")
+
+
+def test_F2_a_broken_file_keeps_its_last_good_version_and_disturbs_no_other(group: Group, task: Task) -> None:
+    group.take(task.pid)
+    drop("50-test.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == THREE_TO_ONE)
+    drop("50-test.toml", "[[policy]]\ncgroup = 7\nmode = 'sideways'\n")
+    drop("60-other.toml", policy("/elsewhere"))
+    eventually("rejected", lambda: metrics().get('hetmemd_policy_files{state="last-good"}') == 1)
+    check = subprocess.run(["hetmemctl", "check"], capture_output=True, text=True, check=False)
+    assert check.returncode == 1
+    told = check.stdout + check.stderr
+    assert "/etc/hetmemd.d/50-test.toml:2:" in told
+    assert "/etc/hetmemd.d/50-test.toml:3:" in told
+    systemctl("restart", "hetmemd")
+    assert shown(task.pid) == THREE_TO_ONE
+
+
+def test_a_second_daemon_refuses() -> None:
+    second = subprocess.run(["/usr/local/sbin/hetmemd"], capture_output=True, text=True, check=False)
+    assert second.returncode == 78
+    assert "runs already" in second.stderr
+
+
+def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
+    """256 MiB on node 0; within half a percent of 3:1, no page moved that need not be, and then nothing more."""
+    with subprocess.Popen(
+        [sys.executable, str(CHILD), "256", "small"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as popen:
+        assert popen.stdout
+        popen.stdout.readline()
+        there = pages_by_node(popen.pid)
+        assert there[0] > 65536
+        assert there[1] < 100
+        before = moved_to_far()
+        drop("50-test.toml", policy(group.path))
+        group.take(popen.pid)
+        eventually("the ratio holds", lambda: abs(far_share(popen.pid) - 0.25) < 0.005)
+        eventually("it is seen", lambda: distance(group) < 0.005)
+        moved = moved_to_far() - before
+        far = pages_by_node(popen.pid)[1]
+        assert abs(moved - far) <= 0.005 * 65536, "each of them once"
+        measured = metrics()["hetmemd_snapshot_timestamp_seconds"]
+        eventually("measured again", lambda: metrics()["hetmemd_snapshot_timestamp_seconds"] > measured)
+        assert moved_to_far() - before == moved
+        verdict, _ = popen.communicate(timeout=PATIENCE)
+        assert verdict.strip() == "intact"
+
+
+def moved_to_far() -> float:
+    return metrics()['hetmemd_pages_moved_total{source_node="0",target_node="1"}']
+
+
+def far_share(pid: int) -> float:
+    placed = pages_by_node(pid)
+    return placed[1] / placed.total()
+
+
+def test_a_running_redis_is_treated_and_its_data_stay(group: Group) -> None:
+    socket = "/run/test-redis.sock"
+
+    def redis(*words: str) -> str:
+        return subprocess.run(
+            ["redis-cli", "-s", socket, *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    with subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--enable-debug-command", "local"],
+        stdout=subprocess.DEVNULL,
+    ) as popen:
+        eventually("Redis is there", lambda: Path(socket).exists())
+        redis("debug", "populate", "200000", "key", "512")
+        digest = redis("debug", "digest")
+        drop("50-test.toml", policy(group.path))
+        group.take(popen.pid)
+        eventually("its threads hold it", lambda: set(all_shown(popen.pid)) == {THREE_TO_ONE})
+        eventually("its pages follow", lambda: abs(far_share(popen.pid) - 0.25) < 0.01)
+        eventually("it is seen", lambda: distance(group) < 0.02)
+        assert redis("debug", "digest") == digest
+        popen.terminate()
+
+
+def distance(group: Group) -> float:
+    found = metrics().get(f'hetmemd_cgroup_distance_ratio{{cgroup="{group.path}"}}')
+    return 1.0 if found is None else found
