@@ -36,12 +36,14 @@ class Inquiry(Interface):
         self._root = root
         self._resolve = resolve
         # Threads of its own: a read that hangs on a lock must not take those that move pages.
-        self._readers = ThreadPoolExecutor(2, "control")
+        self._readers = ThreadPoolExecutor(2, "control-proc")
         self._reading = 0
+        self._builder = ThreadPoolExecutor(1, "control-status")
+        self._built: tuple[Snapshot, asyncio.Future[Any]] | None = None
 
     @varlinkmethod(return_parameter="status", allow_foreign=True)
     async def Status(self) -> Any:
-        return answers.status(self._snapshot())
+        return await self._status()
 
     @varlinkmethod(return_parameter="answer", allow_foreign=True)
     async def Explain(self, *, cgroup: str | None = None, pid: int | None = None) -> Any:
@@ -63,10 +65,19 @@ class Inquiry(Interface):
 
     @varlinkmethod(return_parameter="files", allow_foreign=True)
     async def Check(self) -> Any:
-        return answers.status(self._snapshot())["files"]
+        return (await self._status())["files"]
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
+        self._builder.shutdown(wait=False, cancel_futures=True)
+
+    async def _status(self) -> Any:
+        """Built beside the loop, as it takes tens of milliseconds with thousands of cgroups, and once for a snapshot."""
+        snapshot = self._snapshot()
+        if self._built is None or self._built[0] is not snapshot or self._built[1].cancelled():
+            building = asyncio.get_running_loop().run_in_executor(self._builder, answers.status, snapshot)
+            self._built = (snapshot, building)
+        return await asyncio.shield(self._built[1])
 
     def _snapshot(self) -> Snapshot:
         snapshot = self._publisher.latest

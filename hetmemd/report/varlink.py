@@ -44,6 +44,8 @@ CONNECTIONS = 128
 """Of all users but root, who is never turned away."""
 CALL_INTERVAL = 0.02
 """Seconds from call to call of one user, root excepted: a reply costs the loop time."""
+CHARGE = 10
+"""So no user but root takes more than a tenth of the loop's time, however large the replies."""
 IDLE_SECONDS = 120.0
 REPLY_SECONDS = 30.0
 """A client that has not taken its reply in this time is cut off."""
@@ -100,7 +102,9 @@ class _Connection(VarlinkInterfaceServerProtocol):
     def send_reply(
         self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True
     ) -> asyncio.Future[None]:
+        begin = self._loop.time()
         self._reply = super().send_reply(reply, fds, autoclose)
+        self._control.charge(self.uid, self._loop.time() - begin)
         return self._reply
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,13 +160,21 @@ class Control:
         self._inquiry.close()
 
     async def turn(self, uid: int) -> None:
-        """Waits until a user may call again; what all of its connections ask for stands in one line."""
+        """Waits until a user may call again."""
+        await asyncio.sleep(self.wait(uid, self._loop.time()))
+
+    def wait(self, uid: int, now: float) -> float:
+        """Seconds until a further call of this user is due: all of its connections stand in one line."""
         if uid == 0:
-            return
-        now = self._loop.time()
+            return 0.0
         at = max(self._next_call.get(uid, now), now)
         self._next_call[uid] = at + CALL_INTERVAL
-        await asyncio.sleep(at - now)
+        return at - now
+
+    def charge(self, uid: int, seconds: float) -> None:
+        """A reply kept the loop for that long, since JSON is written there: its user may ask again that much later."""
+        if uid in self._next_call:
+            self._next_call[uid] += CHARGE * seconds
 
     def drop(self, connection: _Connection) -> None:
         if transport := self._connections.get(connection):
@@ -186,7 +198,7 @@ class Control:
             self._loop.remove_reader(self._socket)
             self._loop.call_later(0.5, self._listen_again)
             return
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))  # unix(7)
+        uid = _user(client)
         if uid != 0 and self._is_full(uid):
             client.close()
             return
@@ -203,3 +215,9 @@ class Control:
     def _listen_again(self) -> None:
         if self._socket is not None:
             self._loop.add_reader(self._socket, self._accept)
+
+
+def _user(client: socket.socket) -> int:
+    """The uid of the other end, as the kernel noted it at connect(2): SO_PEERCRED, unix(7)."""
+    _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
