@@ -121,6 +121,8 @@ class _Placing:
     def _check(self, nodes: frozenset[int], is_relative: bool) -> None:
         if not nodes:
             raise _BlockedError("no node is left to place memory on", "I6")
+        if is_relative:
+            self._seats()
         if not is_relative and self._confines.mems is not None and not nodes & self._confines.mems:
             mems = _list(self._confines.mems)
             raise _BlockedError(f"the cpuset allows nodes {mems}, and none of {_list(nodes)}", "I6")
