@@ -30,6 +30,8 @@ DEFAULT_SECONDS = 600.0
 # As timeout(1) and docker(1) have them; the job's own statuses are below.
 STATUS_TIMED_OUT = 124
 STATUS_LAB_FAILED = 125
+# The checkout comes first; the installed tree carries asyncvarlink, which Debian 12 does not have.
+GUEST_ENVIRONMENT = {"PYTHONPATH": "/lab/work:/usr/local/lib/hetmemd"}
 # What a test's behaviour may depend on, handed through to the guest.
 PASSED_ON = ("CI", "HETMEMD_STRICT", "HETMEMD_LAB_STRICT")
 
@@ -81,6 +83,10 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(error, LabError) and error.hint:
             say(f"hint: {error.hint}")
         return STATUS_LAB_FAILED
+    except BrokenPipeError:
+        # Who read the output is gone. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
@@ -96,7 +102,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
         staging = _install(Path(folder), required=options.service)
         job = parcel.pack(
             command=command,
-            environment={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            environment=GUEST_ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
             checkout=CHECKOUT,
             extra=options.extra,
             staging=staging,
