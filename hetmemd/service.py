@@ -137,6 +137,7 @@ class Service:
             journal.limitation(f"the ledger was torn and is begun anew: {self._ledger.lost}")
         self._take_up(self._settings)
         await self._control.start()
+        await self._tracer.start()
         # Open and acknowledge, then scan, then follow: what happens in between is hinted.
         await self._watcher.start()
         self._engine.rescan()

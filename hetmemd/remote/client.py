@@ -6,6 +6,7 @@ Killing it is safe at every moment: what a stopped thread needs to go on unharme
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -64,6 +65,13 @@ class Tracer:
     def pid(self) -> int | None:
         """Of the tracer process, None while there is none."""
         return self._child.pid if self._child else None
+
+    async def start(self) -> None:
+        """Have the tracer process ready, so that the first act need not wait for an interpreter to start."""
+        async with self._turn:
+            if self._connection is None:
+                with contextlib.suppress(_Died):
+                    await self._start()
 
     async def apply(
         self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
