@@ -13,7 +13,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from hetmemd.kernel.pagemap import Pagemap, Presence, frames
+from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap, Presence, frames
 from hetmemd.kernel.pages import PAGE_SIZE
 from hetmemd.kernel.root import Root
 
@@ -21,6 +21,7 @@ from hetmemd.kernel.root import Root
 _HEAD = np.uint64(1 << 15)
 _TAIL = np.uint64(1 << 16)
 
+_LARGEST_ORDER = 11  # of the page cache; anonymous folios end at 9
 _GAP = 32
 """Reading so many entries too many is cheaper than another read."""
 
@@ -75,23 +76,48 @@ def frames_of(pagemap: Pagemap, addresses: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:
-    """The same pages, those of one folio that stand together as one entry."""
-    addresses, sizes = presence.addresses, presence.sizes
-    neighbours = np.zeros(len(addresses) + 1, dtype=bool)
-    neighbours[1:-1] = (np.diff(addresses) == PAGE_SIZE) & (sizes[1:] == 1) & (sizes[:-1] == 1)
-    candidates = np.flatnonzero(neighbours[1:] | neighbours[:-1])
-    if not len(candidates):
+    """The same pages, those of one folio as one entry, at the address of the first that is mapped.
+
+    A folio keeps the order of its pages, with holes where some were unmapped: only frames that lie to each other as
+    the addresses do are looked at more closely.
+    """
+    small = np.flatnonzero(presence.sizes == 1)
+    if len(small) < 2:
         return presence
-    frame = np.zeros(len(addresses), dtype=np.int64)
-    frame[candidates] = frames_of(pagemap, addresses[candidates])
-    # The frames of a folio are consecutive.
-    neighbours[1:-1] &= (np.diff(frame) == 1) & (frame[:-1] > 0)
-    candidates = np.flatnonzero(neighbours[1:] | neighbours[:-1])
-    flags = np.zeros(len(addresses), dtype=np.uint64)
-    flags[candidates] = known.flags(frame[candidates])
-    continues = neighbours[:-1] & ((flags & _TAIL) != 0)
-    continues[1:] &= (flags[:-1] & (_HEAD | _TAIL)) != 0
-    if not continues.any():
+    addresses = presence.addresses[small]
+    frame = frames_of(pagemap, addresses)
+    page = addresses // PAGE_SIZE
+    alike = np.zeros(len(small) + 1, dtype=bool)
+    alike[1:-1] = (np.diff(frame - page) == 0) & (np.diff(page) < HUGE_PAGES) & (frame[1:] > 0)
+    candidates = np.flatnonzero(alike[1:] | alike[:-1])
+    flags = known.flags(frame[candidates])
+    parts = (flags & (_HEAD | _TAIL)) != 0
+    if not parts.any():
         return presence
-    starts = np.flatnonzero(~continues)
-    return Presence(addresses[starts], np.add.reduceat(sizes, starts).astype(np.int32), presence.next)
+    # `part`: pages of larger folios, as places in `small`; chains of them have consecutive frames.
+    part, is_tail = candidates[parts], (flags[parts] & _TAIL) != 0
+    begins = np.ones(len(part), dtype=bool)
+    begins[1:] = (np.diff(part) != 1) | (np.diff(frame[part]) != 1) | ~is_tail[1:]
+    starts = np.flatnonzero(begins)
+    heads = np.where(is_tail[starts], _heads(known, frame[part[starts]]), frame[part[starts]])
+    _, first_chain, folio_of_chain = np.unique(heads, return_index=True, return_inverse=True)
+    folio = folio_of_chain[np.cumsum(begins) - 1]
+    first = part[starts[first_chain]]
+    sizes = presence.sizes.copy()
+    sizes[small[part]] = 0
+    sizes[small[first]] = np.bincount(folio)
+    return Presence(presence.addresses[sizes > 0], sizes[sizes > 0], presence.next)
+
+
+def _heads(known: Frames, tails: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first frame of each one's folio: a folio is aligned to its size, so it is the nearest aligned head."""
+    heads = tails.copy()
+    open_ = np.arange(len(tails))
+    for order in range(1, _LARGEST_ORDER + 1):
+        aligned = tails[open_] >> order << order
+        found = (known.flags(aligned) & _HEAD) != 0
+        heads[open_[found]] = aligned[found]
+        open_ = open_[~found]
+        if not len(open_):
+            break
+    return heads

@@ -105,9 +105,7 @@ def read(root: Root, pid: int, tid: int | None = None) -> list[Region]:
     by_start = {mapping.start: mapping for mapping in mappings}
     tmpfs = _tmpfs_devices(root, pid, tid) if any(each.device.startswith("00:") for each in mappings) else frozenset()
     stacks = _stacks(root, pid, mappings)
-    # numa_maps shows the task's policy where a region has none of its own. The first region is the program's file,
-    # which nobody binds.
-    task_policy = lines[0].policy if lines else None
+    task_policy = _task_policy(lines, mappings)
     found = []
     for line in lines:
         mapping = by_start.get(line.start)
@@ -129,6 +127,12 @@ def read(root: Root, pid: int, tid: int | None = None) -> list[Region]:
             )
         )
     return found
+
+
+def _task_policy(lines: list[numa_maps.Line], mappings: list[maps.Mapping]) -> Mempolicy | None:
+    """What regions without a policy of their own show: the vdso's, which nobody binds, or else the first region's."""
+    vdso = next((mapping.start for mapping in mappings if mapping.name == "[vdso]"), None)
+    return next((line.policy for line in lines if line.start == vdso), lines[0].policy if lines else None)
 
 
 def _tmpfs_devices(root: Root, pid: int, tid: int | None) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """A process whose memory is known page by page: maps, fills, waits, and says whether its contents are still right.
 
-usage: memory_child.py MEBIBYTES small|huge [fork]
+usage: memory_child.py MEBIBYTES small|huge|holed|plain [fork]
+`holed` are huge pages of which page 7 is given back; `plain` leaves their size to the system.
 Prints `ADDRESS LENGTH` in decimal when all is filled; at the end of standard input checks and prints `intact` or what
 is wrong. With `fork` a child shares all pages until then.
 """
@@ -21,15 +22,19 @@ def stamp(number: int) -> bytes:
 
 def main() -> None:
     size = int(sys.argv[1]) << 20
-    huge = sys.argv[2] == "huge"
+    kind = sys.argv[2]
     area = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+    if kind != "plain":
+        area.madvise(mmap.MADV_NOHUGEPAGE if kind == "small" else mmap.MADV_HUGEPAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(area))
     skip = -base % HUGE
     for page in range(size // PAGE):
         place = skip + page * PAGE
         area[place : place + 8] = stamp(page)
         area[place + PAGE - 8 : place + PAGE] = stamp(page + 1)
+    holes = set(range(7, size // PAGE, HUGE // PAGE)) if kind == "holed" else set()
+    for page in holes:
+        area.madvise(mmap.MADV_DONTNEED, skip + page * PAGE, PAGE)
     sharer = 0
     if "fork" in sys.argv[3:]:
         sharer = os.fork()
@@ -38,7 +43,7 @@ def main() -> None:
     print(base + skip, size, flush=True)
     sys.stdin.read()
     wrong = 0
-    for page in range(size // PAGE):
+    for page in set(range(size // PAGE)) - holes:
         place = skip + page * PAGE
         wrong += area[place : place + 8] != stamp(page)
         wrong += area[place + PAGE - 8 : place + PAGE] != stamp(page + 1)

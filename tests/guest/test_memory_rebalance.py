@@ -144,6 +144,41 @@ def test_huge_pages_move_whole(children: list[Child]) -> None:
     assert child.verdict() == "intact"
 
 
+def test_folios_between_move_whole(children: list[Child]) -> None:
+    """64 KiB folios, mapped page by page: nothing in page tables tells them from small pages."""
+    settings = Path("/sys/kernel/mm/transparent_hugepage")
+    sizes = {"hugepages-64kB": "always", "hugepages-2048kB": "never"}
+    before = {size: _chosen((settings / size / "enabled").read_text()) for size in sizes}
+    try:
+        for size, value in sizes.items():
+            (settings / size / "enabled").write_text(value)
+        child = Child(64, "plain")
+    finally:
+        for size, value in before.items():
+            (settings / size / "enabled").write_text(value)
+    children.append(child)
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    nodes = child.nodes().reshape(-1, 16)
+    assert (nodes == nodes[:, :1]).all()
+    assert abs(int((nodes[:, 0] == 1).sum()) - 256) <= 1
+    assert failed(results) == {}
+    assert moved(run(ProcessPass(ROOT, child.process, THREE_TO_ONE))) == 0
+    assert child.verdict() == "intact"
+
+
+def test_huge_pages_with_holes_move_whole(children: list[Child]) -> None:
+    child = Child(64, "holed")
+    children.append(child)
+    assert child.huge_kib() < 32 << 10
+    run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    nodes = child.nodes().reshape(-1, 512)
+    assert (nodes[:, 7] < 0).all()
+    mapped = np.delete(nodes, 7, axis=1)
+    assert (mapped == mapped[:, :1]).all()
+    assert abs(int((mapped[:, 0] == 1).sum()) - 8) <= 1
+    assert child.verdict() == "intact"
+
+
 def test_a_mask_takes_what_is_outside(children: list[Child]) -> None:
     child = Child(16, "small")
     children.append(child)
@@ -204,6 +239,11 @@ def test_a_cpuset_refuses(children: list[Child]) -> None:
         child.popen.kill()
         child.popen.wait()
         group.rmdir()
+
+
+def _chosen(text: str) -> str:
+    """`always [inherit] never` to `inherit`."""
+    return text.split("[")[1].split("]")[0]
 
 
 def _vmstat(name: str) -> int:

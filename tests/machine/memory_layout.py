@@ -1,0 +1,105 @@
+"""A process with one region of each kind.
+
+Prints a line of JSON, name to [address, length], and waits for the end of its input.
+
+usage: memory_layout.py FILE TMPFS_FILE
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+import threading
+
+PAGE = 4096
+HUGE = 2 << 20
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+kept: list[object] = []
+found: dict[str, tuple[int, int]] = {}
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def address(area: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+def add(name: str, area: mmap.mmap, pages: range, base: int = 0) -> None:
+    for page in pages:
+        area[base + page * PAGE] = 1
+    kept.append(area)
+    found[name] = (address(area) + base, len(pages) * PAGE)
+
+
+def anonymous(size: int, advice: int) -> mmap.mmap:
+    area = mmap.mmap(-1, size, flags=PRIVATE)
+    area.madvise(advice)
+    return area
+
+
+def mapped(path: str, access: int) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(fd, 4 * PAGE, access=access)
+    finally:
+        os.close(fd)
+
+
+def folios() -> None:
+    """Huge pages: one whole, one mapped page by page with a hole."""
+    area = anonymous(3 * HUGE, mmap.MADV_HUGEPAGE)
+    base = -address(area) % HUGE
+    for name in ("whole", "holed"):
+        add(name, area, range(HUGE // PAGE), base)
+        base += HUGE
+    area.madvise(mmap.MADV_DONTNEED, base - HUGE + 100 * PAGE, 7 * PAGE)
+
+
+def stack(ready: threading.Event) -> None:
+    mark = ctypes.create_string_buffer(8)
+    local = libc.pthread_self
+    local.restype = ctypes.c_ulong
+    # glibc puts the thread's control block at the top of its stack's mapping.
+    found["thread"] = (int(local()), 8)
+    kept.append(mark)
+    ready.set()
+    kept_open.wait()
+
+
+kept_open = threading.Event()
+
+
+def main() -> None:
+    add("scattered", anonymous(64 * PAGE, mmap.MADV_NOHUGEPAGE), range(0, 64, 2))
+    zero = anonymous(8 * PAGE, mmap.MADV_NOHUGEPAGE)
+    kept.append([zero[page * PAGE] for page in range(8)])
+    kept.append(zero)
+    found["zero"] = (address(zero), 8 * PAGE)
+    add("shared", mmap.mmap(-1, 4 * PAGE), range(4))
+    code = mmap.mmap(-1, 4 * PAGE, flags=PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    add("code", code, range(4))
+    add("private-file", mapped(sys.argv[1], mmap.ACCESS_COPY), range(4))
+    add("shared-file", mapped(sys.argv[1], mmap.ACCESS_WRITE), range(4))
+    add("tmpfs", mapped(sys.argv[2], mmap.ACCESS_WRITE), range(4))
+    bound = anonymous(4 * PAGE, mmap.MADV_NOHUGEPAGE)
+    mask = ctypes.c_ulong(1)
+    # MPOL_BIND | MPOL_F_STATIC_NODES to node 0; mbind is 237 on x86-64.
+    assert not libc.syscall(
+        237,
+        ctypes.c_void_p(address(bound)),
+        ctypes.c_ulong(4 * PAGE),
+        2 | 1 << 15,
+        ctypes.byref(mask),
+        ctypes.c_ulong(65),
+        0,
+    )
+    add("bound", bound, range(4))
+    folios()
+    ready = threading.Event()
+    threading.Thread(target=stack, args=[ready], daemon=True).start()
+    ready.wait()
+    print(json.dumps(found), flush=True)
+    sys.stdin.read()
+
+
+main()

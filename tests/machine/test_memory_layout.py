@@ -1,0 +1,245 @@
+"""Regions, presence and folios of a real process whose layout is known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from hetmemd.kernel import folios, pages, procfs
+from hetmemd.kernel.pagemap import Pagemap, Presence
+from hetmemd.kernel.root import Root
+from hetmemd.memory import measure, plan, regions
+from hetmemd.memory.rebalance import ProcessPass
+from hetmemd.memory.regions import Region
+
+pytestmark = pytest.mark.root
+ROOT = Root()
+TARGET = Path(__file__).with_name("memory_layout.py")
+
+
+class Layout(NamedTuple):
+    popen: subprocess.Popen[str]
+    spans: dict[str, tuple[int, int]]
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def region(self, name: str) -> Region:
+        start = self.spans[name][0]
+        return next(region for region in regions.read(ROOT, self.pid) if region.start <= start < region.end)
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Generator[Layout, None, None]:
+    folder = tmp_path_factory.mktemp("layout")
+    (folder / "file").write_bytes(bytes(4 * 4096))
+    in_memory = Path("/dev/shm") / f"hetmemd-test-{folder.name}"
+    in_memory.write_bytes(bytes(4 * 4096))
+    command = [sys.executable, str(TARGET), str(folder / "file"), str(in_memory)]
+    popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert popen.stdout
+        yield Layout(popen, {name: (span[0], span[1]) for name, span in json.loads(popen.stdout.readline()).items()})
+    finally:
+        popen.kill()
+        popen.communicate()
+        in_memory.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "left_out"),
+    [
+        ("scattered", "anon", ""),
+        ("zero", "anon", ""),
+        ("shared", "shm", "shm"),
+        ("code", "exec", ""),
+        ("private-file", "file", ""),
+        ("shared-file", "file", "shared"),
+        ("tmpfs", "shm", "shm"),
+        ("bound", "anon", "bound"),
+        ("whole", "anon", ""),
+        ("thread", "stack", ""),
+    ],
+)
+def test_kinds(layout: Layout, name: str, kind: str, left_out: str) -> None:
+    region = layout.region(name)
+    assert (region.kind, region.left_out) == (kind, left_out)
+
+
+def test_the_process_own_regions(layout: Layout) -> None:
+    found = {region.name: region for region in regions.read(ROOT, layout.pid)}
+    assert found["[heap]"].kind == "heap"
+    assert found["[stack]"].kind == "stack"
+    assert found["[vdso]"].left_out == "special"
+    libc = [region for name, region in found.items() if "/libc.so" in name]
+    assert all(region.left_out == "shared" for region in libc if region.mapmax > 1)
+
+
+def test_scattered_pages_are_counted(layout: Layout) -> None:
+    assert layout.region("scattered").pages == 32
+    assert layout.region("shared").pages_by_node == {0: 4}
+
+
+def test_the_measurement_is_the_sum_of_the_regions(layout: Layout) -> None:
+    found = measure.measure(ROOT, layout.pid)
+    acted_on = [region for region in regions.read(ROOT, layout.pid) if not region.left_out]
+    assert sum(found.bytes_by_node.values()) == sum(region.pages for region in acted_on) * 4096
+    assert found.left_out["shm"][0] >= 8 * 4096
+    assert found.left_out["bound"][0] == 4 * 4096
+    assert found.distance(plan.ratio({0: 1})) == 0
+    assert found.distance(plan.ratio({0: 3, 1: 1})) == pytest.approx(0.25)
+
+
+def present(layout: Layout, name: str, scan: bool, most: int = 1 << 20) -> list[Presence]:
+    start, length = layout.spans[name]
+    end = start + max(length, 64 * 4096 if name == "scattered" else 0)
+    found = []
+    with Pagemap(ROOT, layout.pid) as pagemap:
+        pagemap.can_scan = scan
+        while start < end:
+            found.append(pagemap.present(start, end, most))
+            assert start < found[-1].next <= end
+            start = found[-1].next
+    return found
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "read"])
+def test_presence(layout: Layout, scan: bool) -> None:
+    start, _ = layout.spans["scattered"]
+    found = present(layout, "scattered", scan)
+    assert np.concatenate([each.addresses for each in found]).tolist() == [start + place * 8192 for place in range(32)]
+    assert all((each.sizes == 1).all() for each in found)
+
+
+def test_zero_pages_are_not_there(layout: Layout) -> None:
+    assert sum(len(each.addresses) for each in present(layout, "zero", True)) == 0
+
+
+def test_a_huge_page_is_one_entry(layout: Layout) -> None:
+    start, length = layout.spans["whole"]
+    known = folios.Frames(ROOT)
+    with Pagemap(ROOT, layout.pid) as pagemap:
+        found = pagemap.present(start, start + length, 1)
+        if not pagemap.can_scan:  # before 6.7
+            found = folios.gather(pagemap, known, found)
+    known.close()
+    assert found.addresses.tolist() == [start]
+    assert found.sizes.tolist() == [512]
+
+
+@pytest.mark.parametrize(("name", "mapped"), [("whole", 512), ("holed", 505)])
+def test_a_folio_mapped_page_by_page_is_one_entry(layout: Layout, name: str, mapped: int) -> None:
+    start, length = layout.spans[name]
+    with Pagemap(ROOT, layout.pid) as pagemap:
+        # As a kernel without the ioctl sees it: page by page.
+        pagemap.can_scan = name == "holed"
+        found = pagemap.present(start, start + length, 512)
+        assert found.sizes.tolist() == [1] * mapped
+        known = folios.Frames(ROOT)
+        gathered = folios.gather(pagemap, known, found)
+        known.close()
+    assert gathered.addresses.tolist() == [start]
+    assert gathered.sizes.tolist() == [mapped]
+
+
+def test_small_pages_stay_alone(layout: Layout) -> None:
+    start, _ = layout.spans["scattered"]
+    known = folios.Frames(ROOT)
+    with Pagemap(ROOT, layout.pid) as pagemap:
+        found = pagemap.present(start, start + 64 * 4096, 512)
+        assert folios.gather(pagemap, known, found).sizes.tolist() == [1] * 32
+    known.close()
+
+
+def test_query(layout: Layout) -> None:
+    start, _ = layout.spans["scattered"]
+    addresses = np.arange(start, start + 64 * 4096, 4096, dtype=np.int64)
+    # Every second page was never touched; a strided view must not be taken for what lies between.
+    assert (pages.query(layout.pid, addresses[::2]) == 0).all()
+    assert (pages.query(layout.pid, addresses[1::2]) < 0).all()
+    assert (pages.query(layout.pid, addresses)[::2] == 0).all()
+
+
+def test_a_pass_over_what_is_right_moves_nothing(layout: Layout) -> None:
+    process = procfs.identify(ROOT, layout.pid)
+    for target in (plan.ratio({0: 1}), plan.within([0])):
+        mover = ProcessPass(ROOT, process, target)
+        results = [mover.step(1 << 30)]
+        while not results[-1].done:
+            results.append(mover.step(1 << 30))
+        assert sum(result.planned for result in results) == 0
+        assert sum(result.bytes_moved for result in results) == 0
+        examined = sum(result.examined for result in results) * 4096
+        assert examined == pytest.approx(sum(measure.measure(ROOT, layout.pid).bytes_by_node.values()), rel=0.05)
+
+
+def test_a_node_that_is_not_there_takes_nothing(layout: Layout) -> None:
+    process = procfs.identify(ROOT, layout.pid)
+    mover = ProcessPass(ROOT, process, plan.ratio({0: 1, 900: 1}))
+    results = [mover.step(1 << 30)]
+    while not results[-1].done:
+        results.append(mover.step(1 << 30))
+    assert sum(result.bytes_moved for result in results) == 0
+    assert sum(result.failed.get("node-full", 0) for result in results) > 0
+
+
+def test_another_process_under_the_same_pid_is_not_touched(layout: Layout) -> None:
+    process = procfs.identify(ROOT, layout.pid)
+    result = ProcessPass(ROOT, process._replace(start=process.start + 1), plan.ratio({0: 1})).step(1 << 30)
+    assert (result.done, result.gone, result.examined) == (True, True, 0)
+
+
+def test_a_process_that_ended_is_gone() -> None:
+    ended = subprocess.Popen(["true"])
+    process = procfs.identify(ROOT, ended.pid)
+    mover = ProcessPass(ROOT, process, plan.ratio({0: 1}))
+    # It is not reaped yet: a zombie.
+    while procfs.stat(ROOT, ended.pid).state != "Z":
+        pass
+    assert mover.step(0).gone
+    ended.wait()
+    result = ProcessPass(ROOT, process, plan.ratio({0: 1})).step(0)
+    assert (result.done, result.gone) == (True, True)
+
+
+DEAD_LEADER = """
+import ctypes, threading, sys, time
+def go():
+    tid = threading.get_native_id()
+    while open(f"/proc/self/task/{main}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.001)
+    print(tid, flush=True)
+    sys.stdin.readline()
+main = threading.get_native_id()
+threading.Thread(target=go).start()
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+def test_a_dead_leader_has_living_threads() -> None:
+    popen = subprocess.Popen(
+        [sys.executable, "-c", DEAD_LEADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert popen.stdout
+        tid = int(popen.stdout.readline())
+        assert regions.living_thread(ROOT, popen.pid) == tid
+        assert regions.read(ROOT, popen.pid) == []
+        assert measure.measure(ROOT, popen.pid, tid).bytes_by_node[0] > 0
+        mover = ProcessPass(ROOT, procfs.identify(ROOT, popen.pid), plan.ratio({0: 1}))
+        results = [mover.step(0)]
+        while not results[-1].done:
+            results.append(mover.step(0))
+        assert not results[-1].gone
+        assert sum(result.examined for result in results) > 0
+    finally:
+        popen.kill()
+        popen.communicate()
