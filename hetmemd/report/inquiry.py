@@ -72,7 +72,7 @@ class Inquiry(Interface):
         self._builder.shutdown(wait=False, cancel_futures=True)
 
     async def _status(self) -> Any:
-        """Built beside the loop, as it takes tens of milliseconds with thousands of cgroups, and once for a snapshot."""
+        """Built once for a snapshot, and beside the loop: with thousands of cgroups it takes tens of milliseconds."""
         snapshot = self._snapshot()
         if self._built is None or self._built[0] is not snapshot or self._built[1].cancelled():
             building = asyncio.get_running_loop().run_in_executor(self._builder, answers.status, snapshot)
