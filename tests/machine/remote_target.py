@@ -1,0 +1,142 @@
+"""Programs to act on: built from targets/*.c, started, talked to, and never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from hetmemd.kernel import procfs
+from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.remote.client import Tracer
+from hetmemd.remote.result import ThreadResult
+
+ROOT = Root()
+SOURCES = Path(__file__).parent / "targets"
+
+HANG = 60.0
+"""Seconds after which something that never happened is a failure."""
+
+NODE0 = frozenset({0})
+INTERLEAVE = Mempolicy(Mode.INTERLEAVE, NODE0, Flag.STATIC_NODES)
+BIND = Mempolicy(Mode.BIND, NODE0, Flag.STATIC_NODES)
+
+
+def build(folder: Path, name: str, *options: str) -> Path:
+    """The program from targets/NAME.c, compiled into `folder` once."""
+    program = folder / name
+    if not program.exists():
+        unfinished = folder / f"{name}.{os.getpid()}"
+        subprocess.run(
+            ["gcc", "-O1", "-Wall", "-Wextra", *(options or ("-pthread",)), "-o", unfinished, SOURCES / f"{name}.c"],
+            check=True,
+        )
+        unfinished.rename(program)
+    return program
+
+
+class Target:
+    """A running program, with everything it starts in a session of its own, killed at the end of the `with`."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    @property
+    def identity(self) -> ProcessId:
+        return procfs.identify(ROOT, self.pid)
+
+    def line(self) -> str:
+        """The next line that it prints, empty at the end."""
+        assert self.process.stdout
+        return self.process.stdout.readline().rstrip("\n")
+
+    def expect(self, wanted: str) -> None:
+        line = self.line()
+        assert line == wanted, line
+
+    def finish(self) -> str:
+        """Close its input, and give back the rest of what it prints; it must end well."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.stdout
+        rest = self.process.stdout.read()
+        status = self.process.wait(HANG)
+        assert status == 0, (status, rest)
+        return rest
+
+    def state(self, tid: int | None = None) -> str:
+        return procfs.stat(ROOT, self.pid, tid).state
+
+    def policy(self, tid: int | None = None) -> Mempolicy | None:
+        return procfs.thread_policy(ROOT, self.pid, tid or self.pid)
+
+    def wait_blocked(self) -> None:
+        """Until the leader sleeps in a syscall, or is dead."""
+
+        def is_blocked() -> bool:
+            state = self.state()
+            return state == "Z" or (state == "S" and ROOT.read_text(f"/proc/{self.pid}/syscall")[:1].isdigit())
+
+        wait_until(is_blocked)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what no event tells of: looked at again and again."""
+    end = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < end, "never came to be"
+        time.sleep(0.001)
+
+
+class Acting:
+    """A `Tracer` for tests that are not asynchronous."""
+
+    def __init__(self, limit_seconds: float = 20.0) -> None:
+        # Long: on a busy machine a slow test is not a wrong one. Tests of the limit set their own.
+        self._runner = asyncio.Runner()
+        self.tracer = Tracer(ROOT, limit_seconds)
+
+    def __enter__(self) -> Acting:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.tracer.close()
+        self._runner.close()
+
+    def apply(
+        self, process: ProcessId | Target, policy: Mempolicy, tids: Sequence[int] | None = None
+    ) -> list[ThreadResult]:
+        identity = process.identity if isinstance(process, Target) else process
+        return self._runner.run(self.tracer.apply(identity, policy, tids))
+
+    def one(self, target: Target, policy: Mempolicy, tid: int | None = None) -> ThreadResult:
+        """On the leader, or another thread."""
+        (result,) = self.apply(target, policy, [tid or target.pid])
+        return result
