@@ -84,8 +84,19 @@ def bootstrap(root: Path, building: Path, apt: Apt) -> None:
     lines = [line for line in apt.sources() if sources.BACKPORTS not in line]
     source_list.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     options = ['APT::Install-Recommends "false"', *apt.acquire_options()]
-    # In namespaces of its own, so that when this program is ended nothing goes on and no mount is left in the tree.
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    # In namespaces of its own, and ended with this program: nothing goes on alone and no mount is left in the tree.
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--",
+    ]
     command += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     command += [f"--aptopt={option}" for option in options]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT]
