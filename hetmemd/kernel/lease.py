@@ -25,7 +25,7 @@ def read_settled(name: str) -> bytes:
     # Not blocking: a FIFO of the right name must not stop the reader.
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if _lease(descriptor) is False:
+        if take(descriptor) is False:
             raise BeingWritten(errno.EAGAIN, "is open for writing", name)
         parts = []
         while part := os.read(descriptor, 1 << 16):
@@ -47,14 +47,17 @@ def being_written(name: str) -> bool | None:
     except OSError:
         return None
     try:
-        leased = _lease(descriptor)
+        leased = take(descriptor)
         return None if leased is None else not leased
     finally:
         os.close(descriptor)
 
 
-def _lease(descriptor: int) -> bool | None:
-    """True where the lease was granted, False where there is a writer, None where there are no leases."""
+def take(descriptor: int) -> bool | None:
+    """A read lease for as long as the descriptor is open: False where somebody has the file open for writing.
+
+    None where there are no leases: a filesystem without them, no regular file, or another's without CAP_LEASE.
+    """
     try:
         # A writer who comes now breaks the lease, of which the kernel tells by SIGIO: that would end the process.
         # SIGURG does nothing unless somebody asks for it.

@@ -16,15 +16,15 @@ import os
 import stat
 from typing import ClassVar
 
+from hetmemd import settings
 from hetmemd.kernel import lease, libc
 from hetmemd.kernel.root import Root
+from hetmemd.policy.language import DIRECTORIES
 from hetmemd.watch import inotify
 from hetmemd.watch.hint import FilesHint
 from hetmemd.watch.source import Deliver, Source
 
-DIRECTORIES = ("/etc/hetmemd.d", "/run/hetmemd.d", "/usr/local/lib/hetmemd.d", "/usr/lib/hetmemd.d")
-FILES = ("/etc/hetmemd.toml", "/run/hetmemd/observe")
-SUFFIX = ".toml"
+FILES = (settings.PATH, settings.OBSERVE_FILE)
 
 SETTLE = 0.05
 """Seconds from the first complete change to the hint: a package or a sync brings several files at once."""
@@ -36,7 +36,7 @@ _LINKS = 40
 
 Places = dict[str, set[str]]
 """By directory: the names in it that matter. `*.toml` stands for all policy files."""
-_POLICIES = "*" + SUFFIX
+_POLICIES = "*.toml"
 
 
 class FilesSource(Source):
@@ -121,7 +121,7 @@ class FilesSource(Source):
         if event.mask & (inotify.IN_IGNORED | inotify.IN_UNMOUNT):
             return True
         names = self._places.get(directory, set())
-        return event.name in names or (_POLICIES in names and event.name.endswith(SUFFIX))
+        return event.name in names or (_POLICIES in names and _is_policy(event.name))
 
     def _walk(self) -> None:
         """Find the ways again and watch them; repeated until nothing new is found after the watches stood."""
@@ -158,13 +158,18 @@ def ways(root: Root) -> Places:
             continue
         try:
             with os.scandir(directory) as entries:
-                links = [entry.path for entry in entries if entry.name.endswith(SUFFIX) and entry.is_symlink()]
+                links = [entry.path for entry in entries if _is_policy(entry.name) and entry.is_symlink()]
         except OSError:
             continue
         places.setdefault(directory, set()).add(_POLICIES)
         for link in links:
             _follow(root, root.strip(link), places)
     return places
+
+
+def _is_policy(name: str) -> bool:
+    # Editors lock and save under names that begin with a dot.
+    return name.endswith(".toml") and not name.startswith(".")
 
 
 def _follow(root: Root, path: str, places: Places) -> str | None:

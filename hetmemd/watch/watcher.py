@@ -15,8 +15,9 @@ from hetmemd.watch.source import Deliver
 class Watcher:
     """Eyes on the cgroup tree, the policy files and the processes.
 
-    `deliver` is called on the loop with hints in the order in which they were seen, never with none. What is missing
-    (a right, a kernel feature, a library) stands in the note of its source and never raises: scans cover.
+    `deliver` is called on the loop with at least one hint. The order is that of the events as far as one cgroup or one
+    pid goes; between sources there is none. What is missing (a right, a kernel feature, a library) stands in the note
+    of its source and never raises: scans cover.
     """
 
     def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:

@@ -161,6 +161,7 @@ def test_a_storm_of_forks_is_received_without_loss(tmp_path: Path) -> None:
 def answers() -> bool:
     """Whether the kernel counts a listener besides this one: it acknowledges only then. Undone before it returns."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, cn.NETLINK_CONNECTOR) as one:
+        one.setsockopt(socket.SOL_SOCKET, cn.SO_RCVBUFFORCE, 1 << 20)
         one.bind((0, cn.CN_IDX_PROC))
         one.setblocking(False)
         one.send(cn.request(cn.LISTEN, 2))
@@ -178,12 +179,13 @@ def silence() -> None:
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, cn.NETLINK_CONNECTOR) as one:
         one.bind((0, cn.CN_IDX_PROC))
-        for _ in range(1000):
+        # As many as there ever were listeners that ended without an IGNORE: the kernel still counts them.
+        for _ in range(100_000):
             one.send(cn.request(3, 1))
             one.send(cn.request(cn.IGNORE, 1))
             if not answers():
                 return
-    raise AssertionError("1000 IGNOREs did not silence the connector")
+    raise AssertionError("the connector cannot be silenced")
 
 
 def test_a_silenced_listener_notices_and_is_heard_again() -> None:

@@ -187,11 +187,11 @@ def test_an_opener_that_fails_is_noted(tmp_path: Path) -> None:
 def test_a_batch_says_what_is_left_to_look_at(messages: list[bytes], hints: list[Hint], tmp_path: Path) -> None:
     async def main() -> None:
         kernel = await started(tmp_path)
-        for message in [*messages, fork(99)]:
+        for message in [*messages, execute(99)]:
             kernel.end.send(message)
         # What the kernel counts stays as it is: events that it does not know of are no loss.
-        await kernel.until(TaskHint(99, 99, "fork", 1))
-        assert kernel.hints == [*hints, TaskHint(99, 99, "fork", 1)]
+        await kernel.until(TaskHint(99, 99, "exec", 0))
+        assert kernel.hints == [*hints, TaskHint(99, 99, "exec", 0)]
         kernel.close()
 
     asyncio.run(main())
@@ -203,12 +203,12 @@ def test_a_young_fork_waits_and_keeps_its_place(tmp_path: Path) -> None:
     async def main() -> None:
         kernel = await started(tmp_path)
         soon = time.monotonic_ns() + 100_000_000
-        kernel.end.send(execute(5))
+        kernel.end.send(leave(5))
         kernel.end.send(event(cn.FORK, 1, 1, 6, 6, when=soon))
         kernel.end.send(execute(6))
         await kernel.until(TaskHint(6, 6, "exec", 0))
         assert time.monotonic_ns() >= soon + 1_000_000
-        assert [hint.why for hint in kernel.hints if isinstance(hint, TaskHint)] == ["exec", "fork", "exec"]
+        assert [hint.why for hint in kernel.hints if isinstance(hint, TaskHint)] == ["exit", "fork", "exec"]
         kernel.close()
 
     asyncio.run(main())

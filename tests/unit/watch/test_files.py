@@ -230,6 +230,7 @@ def test_what_nobody_asked_for_is_not_hinted(top: Path) -> None:
         (top / "etc/passwd").write_text("x")
         (folder / "a.toml~").write_text("x")
         (folder / ".a.toml.swp").write_text("x")
+        (folder / ".#a.toml").symlink_to("user@host.1234")
         (folder / "README").write_text("x")
 
     async def story(eyes: Eyes) -> None:

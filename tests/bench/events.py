@@ -1,0 +1,137 @@
+"""What watching costs: the proc connector against a plain C reader of the same socket, and how soon a hint comes.
+
+Run as root: `python -m tests.bench.events [FORKS]`. Prints figures, one a line, and the ratio to the C program. Takes a
+few seconds; on a busy machine the figures are those of a busy machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from hetmemd.kernel.root import Root
+from hetmemd.watch.connector import ConnectorSource
+from hetmemd.watch.hint import CgroupHint, Hint, TaskHint
+from hetmemd.watch.watcher import Watcher
+from tests.machine.eyes.harness import IDLE, OwnCgroup, Seen, build, move, number, running
+
+FORKS = 20_000
+MOVES = 200
+
+
+def compile_reader(folder: Path) -> Path:
+    program = folder / "reader"
+    subprocess.run(["gcc", "-O2", "-o", program, Path(__file__).with_name("reader.c")], check=True)
+    return program
+
+
+async def storm(program: Path, forks: int, seen: Seen) -> float:
+    """Two storms side by side until both are over and seen to be; the seconds that they took."""
+    begin = time.perf_counter()
+    processes = [subprocess.Popen([program, str(forks // 2)]) for _ in range(2)]
+    for process in processes:
+        await seen.hint(TaskHint(process.pid, process.pid, "exit", os.getpid()))
+    seconds = time.perf_counter() - begin
+    assert [process.wait() for process in processes] == [0, 0]
+    return seconds
+
+
+async def measure_connector(program: Path, forks: int) -> float:
+    """Microseconds of processor time for an event."""
+    seen = Seen()
+    source = ConnectorSource(Root(), asyncio.get_running_loop(), seen.deliver)
+    await source.start()
+    if not source.up:
+        raise SystemExit(f"the proc connector is down: {source.note}")
+    events, losses = source.events, source.losses
+    used = time.process_time()
+    seconds = await storm(program, forks, seen)
+    used = time.process_time() - used
+    events, losses = source.events - events, source.losses - losses
+    source.close()
+    each = used / events * 1e6
+    print(f"connector: {events} events in {seconds:.2f} s = {events / seconds:.0f}/s, {losses} losses")
+    print(f"connector: {each:.2f} us an event, {used / seconds:.1%} of a processor at {forks / seconds:.0f} forks/s")
+    print(f"connector: {len(seen.hints)} hints, {len(seen.hints) / events:.1%} of the events")
+    return each
+
+
+def measure_reader(reader: Path, program: Path, forks: int) -> float:
+    with subprocess.Popen([reader], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        begin = time.perf_counter()
+        storms = [subprocess.Popen([program, str(forks // 2)]) for _ in range(2)]
+        assert [each.wait() for each in storms] == [0, 0]
+        seconds = time.perf_counter() - begin
+        out, _ = process.communicate()
+    events, losses, used = map(int, out.split())
+    print(f"C reader:  {events} events in {seconds:.2f} s = {events / seconds:.0f}/s, {losses} losses")
+    print(f"C reader:  {used / events:.2f} us an event")
+    return used / events
+
+
+async def measure_hints() -> None:
+    """From the moment at which a move or a fork is done to its hint."""
+    own = OwnCgroup(f"hetmemd-bench-{uuid.uuid4().hex}")
+    paths = [own.make("a"), own.make("b")]
+    seen = Seen()
+    came: dict[Hint, float] = {}
+
+    def deliver(hints: Sequence[Hint]) -> None:
+        now = time.perf_counter()
+        for hint in hints:
+            came.setdefault(hint, now)
+        seen.deliver(hints)
+
+    watcher = Watcher(Root(), asyncio.get_running_loop(), deliver)
+    await watcher.start()
+    moves, forks = [], []
+    with running(*IDLE) as process:
+        number(process)
+        for index in range(MOVES):
+            wanted = CgroupHint(paths[index % 2])
+            came.clear()
+            seen.hints.clear()
+            move(process.pid, wanted.path)
+            done = time.perf_counter()
+            await seen.hint(wanted)
+            moves.append(came[wanted] - done)
+    for _ in range(MOVES // 4):
+        with running("cat") as process:
+            done = time.perf_counter()
+            wanted_fork = TaskHint(process.pid, process.pid, "fork", os.getpid())
+            await seen.hint(wanted_fork)
+            forks.append(came[wanted_fork] - done)
+    watcher.close()
+    own.remove()
+    say("cgroup move to hint", moves)
+    say("fork to hint", forks)
+
+
+def say(what: str, seconds: list[float]) -> None:
+    ordered = sorted(seconds)
+    tail = ordered[int(len(ordered) * 0.99)]
+    print(f"{what}: median {statistics.median(ordered) * 1e3:.2f} ms, p99 {tail * 1e3:.2f} ms, {len(ordered)} times")
+
+
+def main() -> None:
+    forks = int(sys.argv[1]) if len(sys.argv) > 1 else FORKS
+    with tempfile.TemporaryDirectory() as folder:
+        program, reader = build("storm", Path(folder)), compile_reader(Path(folder))
+        plain = measure_reader(reader, program, forks)
+        ours = asyncio.run(measure_connector(program, forks))
+    print(f"ratio: {ours / plain:.2f} times the processor time of the C reader")
+    asyncio.run(measure_hints())
+
+
+if __name__ == "__main__":
+    main()
