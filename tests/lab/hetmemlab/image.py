@@ -22,7 +22,7 @@ from .say import LabError, say, stage
 
 RECIPE = (Path(recipe.__file__), Path(disk.__file__), *(recipe.GUEST / name for name in recipe.GUEST_FILES))
 
-UNUSED_DAYS = 30
+UNUSED_DAYS = 7
 
 
 @dataclass(frozen=True)
