@@ -1,7 +1,7 @@
 """A process whose memory is known page by page: maps, fills, waits, and says whether its contents are still right.
 
-usage: memory_child.py MEBIBYTES small|huge|holed|plain [fork]
-`holed` are huge pages of which page 7 is given back; `plain` leaves their size to the system.
+usage: memory_child.py MEBIBYTES small|huge|holed|plain|ballast [fork]
+`holed` are huge pages of which page 7 is given back, `plain` leaves their size to the system, `ballast` takes room only.
 Prints `ADDRESS LENGTH` in decimal when all is filled; at the end of standard input checks and prints `intact` or what
 is wrong. With `fork` a child shares all pages until then.
 """
@@ -28,6 +28,12 @@ def main() -> None:
         area.madvise(mmap.MADV_NOHUGEPAGE if kind == "small" else mmap.MADV_HUGEPAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(area))
     skip = -base % HUGE
+    if kind == "ballast":
+        for place in range(skip, skip + size, HUGE):
+            area[place : place + HUGE] = bytes([1]) * HUGE
+        print(base + skip, size, flush=True)
+        sys.stdin.read()
+        return
     for page in range(size // PAGE):
         place = skip + page * PAGE
         area[place : place + 8] = stamp(page)
@@ -35,6 +41,8 @@ def main() -> None:
     holes = set(range(7, size // PAGE, HUGE // PAGE)) if kind == "holed" else set()
     for page in holes:
         area.madvise(mmap.MADV_DONTNEED, skip + page * PAGE, PAGE)
+    if holes:
+        area.madvise(mmap.MADV_NOHUGEPAGE)  # or khugepaged fills them
     sharer = 0
     if "fork" in sys.argv[3:]:
         sharer = os.fork()

@@ -53,6 +53,7 @@ def folios() -> None:
         add(name, area, range(HUGE // PAGE), base)
         base += HUGE
     area.madvise(mmap.MADV_DONTNEED, base - HUGE + 100 * PAGE, 7 * PAGE)
+    area.madvise(mmap.MADV_NOHUGEPAGE, base - HUGE, HUGE)  # or khugepaged fills the hole
 
 
 def stack(ready: threading.Event) -> None:
