@@ -1,7 +1,7 @@
 """A process whose memory is known page by page: maps, fills, waits, and says whether its contents are still right.
 
 usage: memory_child.py MEBIBYTES small|huge|holed|plain|ballast [fork]
-`holed` are huge pages of which page 7 is given back, `plain` leaves their size to the system, `ballast` takes room only.
+`holed` are huge pages of which page 7 is given back; `plain` leaves their size to the system; `ballast` takes room.
 Prints `ADDRESS LENGTH` in decimal when all is filled; at the end of standard input checks and prints `intact` or what
 is wrong. With `fork` a child shares all pages until then.
 """
