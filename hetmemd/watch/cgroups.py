@@ -88,7 +88,7 @@ class CgroupSource(Source):
         try:
             events = self._inotify.read()
         except OSError as error:
-            self._loop.remove_reader(self._inotify.descriptor)
+            self.close()
             self.fail(f"reading inotify events: {error}")
             self.lost()
             return
@@ -130,7 +130,7 @@ class CgroupSource(Source):
 
     def _watch_all(self) -> None:
         """Watch what is not watched and drop what is gone: at the start, and after an overflow."""
-        self._unwatched = ""
+        self._unwatched = self.note = ""
         if self._top is None:
             self._top = _Watched("/", 0, None)
         self._cover(self._top, {})

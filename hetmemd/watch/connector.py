@@ -141,6 +141,12 @@ class ConnectorSource(Source):
         Since 6.6 only the first LISTEN of a socket counts, and closing does not take it back: new sockets are opened,
         twice as many each time, until an answer comes.
         """
+        try:
+            return await self._add_listeners()
+        except OSError as error:
+            return error.errno or errno.EIO
+
+    async def _add_listeners(self) -> int | None:
         self._silences += 1
         if self._silences == 2 and self._filtered and self._socket is not None:
             # Twice in a row: perhaps a kernel that takes an event which every listener filters out for a sign that
@@ -183,7 +189,7 @@ class ConnectorSource(Source):
         try:
             empty, hints = self._receive()
         except OSError as error:
-            self._loop.remove_reader(self._socket.fileno())
+            self.close()
             self.fail(f"receiving from the proc connector: {error}")
             self.lost()
             return

@@ -82,7 +82,7 @@ class FilesSource(Source):
         try:
             events = self._inotify.read()
         except OSError as error:
-            self._loop.remove_reader(self._inotify.descriptor)
+            self.close()
             self.fail(f"reading inotify events: {error}; send SIGHUP after a change")
             self.lost()
             return

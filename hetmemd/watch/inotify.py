@@ -11,6 +11,7 @@ import logging
 import os
 import struct
 import warnings
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 IN_MODIFY = 0x2
@@ -125,4 +126,5 @@ class Inotify:
         return events
 
     def close(self) -> None:
-        self._manager.close()
+        with suppress(OSError):
+            self._manager.close()

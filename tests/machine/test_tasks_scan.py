@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,9 +103,8 @@ def test_what_may_not_be_compared_counts_as_shared() -> None:
             f"from hetmemd.kernel.root import Root; from hetmemd.tasks import scan;"
             f"print(scan.shares_memory(Root(), {process.pid}))"
         )
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
-        python = ["/usr/bin/python3", "-c", script]
-        result = subprocess.run([*command, *python], capture_output=True, text=True, check=True, cwd=Path.cwd())
+        command = ["setpriv", "--bounding-set=-sys_ptrace", sys.executable, "-c", script]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
         assert result.stdout == "True\n"
         assert not scan.shares_memory(ROOT, process.pid)
 

@@ -227,7 +227,8 @@ asyncio.run(main())
 )
 def test_where_it_cannot_work_it_says_so(wrapper: list[str], words: str) -> None:
     command = [*wrapper, sys.executable, "-c", NOTE]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE)
+    checkout = Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE, cwd=checkout)
     assert result.stdout.startswith("False ")
     assert words in result.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,44 @@ def test_an_overflow_is_told(top: Path) -> None:
             await more.wait()
         assert LostHint(source.name) in got
         assert source.losses == 1
+        source.close()
+
+    asyncio.run(main())
+
+
+def inotify_descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the listing's own descriptor is gone when it is asked
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:inotify":  # noqa: PTH115
+                found.add(int(name))
+    return found
+
+
+def test_a_descriptor_that_is_lost_is_noted(top: Path) -> None:
+    async def main() -> None:
+        got: list[Hint] = []
+        more = asyncio.Event()
+
+        def deliver(hints: Sequence[Hint]) -> None:
+            got.extend(hints)
+            more.set()
+
+        before = inotify_descriptors()
+        source = FilesSource(Root(top), asyncio.get_running_loop(), deliver)
+        source.start()
+        (number,) = inotify_descriptors() - before
+        # A change makes it readable; by then a folder stands there, and reading that is an error.
+        (top / "etc/hetmemd.d/a.toml").touch()
+        kept, folder = os.dup(number), os.open(top, os.O_RDONLY)
+        os.dup2(folder, number)
+        async with asyncio.timeout(DEADLINE):
+            await more.wait()
+        assert got == [LostHint(source.name)]
+        assert not source.up
+        assert "SIGHUP" in source.note
+        os.close(folder)
+        os.close(kept)
         source.close()
 
     asyncio.run(main())
