@@ -91,9 +91,7 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
     values = _values(table, _KEYS, (), path, lines, faults)
     handling = _values(table.get("defaults", {}), _HANDLING, ("defaults",), path, lines, faults)
     if ("tls_certificate" in table) != ("tls_key" in table):
-        here, missing = (
-            ("tls_certificate", "tls_key") if "tls_certificate" in table else ("tls_key", "tls_certificate")
-        )
+        here, missing = ("tls_certificate", "tls_key") if "tls_certificate" in table else ("tls_key", "tls_certificate")
         faults.append(Fault(path, line_of(lines, (here,)), f"{here} without {missing}", "TLS needs both"))
     notes: tuple[str, ...] = ()
     if values.get("on_stop") == "restore":
@@ -152,7 +150,10 @@ def _values(
 def _hint(key: str, readers: Mapping[str, Reader | None], section: Place) -> str:
     if section and key in _KEYS:
         return f"it belongs above [{section[-1]}]"
-    return did_you_mean(key, readers) or "known here: " + ", ".join(sorted(readers))
+    near = did_you_mean(key, readers)
+    if not near and section and (elsewhere := did_you_mean(key, _KEYS)):
+        near = f"{elsewhere} That belongs above [{section[-1]}]"
+    return near or "known here: " + ", ".join(sorted(readers))
 
 
 def _size(value: Any) -> int:

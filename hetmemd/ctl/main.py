@@ -7,19 +7,21 @@ or process; 2 wrong usage; 3 the service cannot be reached.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hetmemd import __version__, settings
+from hetmemd import __version__
 from hetmemd.ctl import client, completion, text
 from hetmemd.kernel.root import Root
-from hetmemd.policy import explain as policy_explain
-from hetmemd.policy.check import check_files
 from hetmemd.policy.faults import Caution, Fault, printable
-from hetmemd.report.interface import SOCKET
+from hetmemd.report import SOCKET
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 SCHEMA = 1
 """Of what `check --json` prints; `status` and `explain` have theirs in report.answers."""
@@ -29,6 +31,7 @@ NEGATIVE = 1
 USAGE = 2
 UNREACHABLE = 3
 
+_SETTINGS = "hetmemd.toml"
 _CGROUP_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
 
@@ -122,18 +125,27 @@ def _explain(chosen: argparse.Namespace) -> int:
             return _fail(USAGE, "a process is known to its own machine only: with --root, name a cgroup")
         told = client.explain_process(int(what), chosen.socket)
     else:
+        cgroup = _below_mount(what)
+        if not cgroup.startswith("/"):
+            return _fail(
+                USAGE, f"a cgroup is named by its path below the cgroup root, which begins with /, not {what!r}"
+            )
         try:
-            cgroup = policy_explain.cgroup_path(_below_mount(what))
             if chosen.root is None:
                 told = client.explain_cgroup(cgroup, chosen.socket)
             else:
-                told = {"schema": SCHEMA, **policy_explain.offline(_root(chosen.root), cgroup)}
+                told = {"schema": SCHEMA, **_policy("explain").offline(_root(chosen.root), cgroup)}
         except ValueError as error:
             return _fail(USAGE, str(error))
         except OSError as error:
             return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
     _show(chosen, told, lambda paint: text.explain(told, paint))
     return OK
+
+
+def _policy(name: str) -> ModuleType:
+    """A module of the policy room: its import takes longer than asking the service does, which needs none of it."""
+    return importlib.import_module(f"hetmemd.policy.{name}")
 
 
 def _below_mount(what: str) -> str:
@@ -149,16 +161,16 @@ def _check(chosen: argparse.Namespace) -> int:
     found: list[Fault | Caution] = []
     try:
         if chosen.files:
-            mine = [name for name in chosen.files if os.path.basename(name) == os.path.basename(settings.PATH)]  # noqa: PTH119
+            mine = [name for name in chosen.files if os.path.basename(name) == _SETTINGS]  # noqa: PTH119
             for name in mine:
                 if not os.path.lexists(name):
                     found.append(Fault(name, 1, "does not exist"))
                 found += _settings_faults(Root(), os.path.abspath(name))  # noqa: PTH100
             others = [name for name in chosen.files if name not in mine]
-            found += check_files(root, others) if others else []
+            found += _policy("check").check_files(root, others) if others else []
         else:
-            found += _settings_faults(root, settings.PATH)
-            found += check_files(root)
+            found += _settings_faults(root, f"/etc/{_SETTINGS}")
+            found += _policy("check").check_files(root)
     except OSError as error:
         return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
     told = {
@@ -182,6 +194,8 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _settings_faults(root: Root, path: str) -> list[Fault]:
+    from hetmemd import settings  # noqa: PLC0415 - as in _policy()
+
     try:
         settings.load(root, path)
     except settings.SettingsError as error:

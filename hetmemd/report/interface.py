@@ -9,8 +9,6 @@ from typing import Any
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-SOCKET = "/run/hetmemd/control"
-
 
 class NotReady(TypedVarlinkErrorReply, interface="org.hetmemd"):
     """The service has just started and knows nothing yet: ask again in a moment."""

@@ -71,7 +71,7 @@ def _journal_handler(environment: Mapping[str, str]) -> logging.Handler | None:
 def _fields_only(send: Callable[..., Any]) -> Callable[..., Any]:
     """JournalHandler hands over every attribute of a record; the journal has fields in upper case only."""
 
-    def filtered(message: str, **fields: Any) -> Any:
+    def filtered(message: str, /, **fields: Any) -> Any:
         return send(_lines(message), **{name: value for name, value in fields.items() if name.isupper()})
 
     return filtered
@@ -104,7 +104,7 @@ def event(message_id: str, level: int, text: str, **fields: Any) -> None:
     if not log.isEnabledFor(level):
         return
     extra = {f"HETMEMD_{name.upper()}": printable(str(value)) for name, value in fields.items() if value is not None}
-    log.log(level, "%s", text, extra={"MESSAGE_ID": message_id, **extra})
+    log.log(level, text, extra={"MESSAGE_ID": message_id, **extra})
 
 
 def started(version: str, cgroups: int, files: int) -> None:

@@ -31,8 +31,8 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import hetmemd
 from hetmemd.kernel.root import Root
+from hetmemd.report import SOCKET
 from hetmemd.report.inquiry import Inquiry, Resolve
-from hetmemd.report.interface import SOCKET
 from hetmemd.report.publish import Publisher
 
 log = logging.getLogger(__name__)

@@ -107,6 +107,7 @@ tls_key = "/k"
         ("defaults = 1", "write [defaults]"),
         ("[[defaults]]", "write [defaults]"),
         ("[defaults]\ntolerance = 2", "from 0 to 1"),
+        ("[defaults]\nlisen = 1", "did you mean 'listen'? That belongs above [defaults]"),
         ("[defaults]\nmode = 'bind'", "unknown key 'mode'"),
     ],
 )

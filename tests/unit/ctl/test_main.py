@@ -18,8 +18,7 @@ import pytest
 
 from hetmemd.ctl import client, main
 from hetmemd.kernel.root import Root
-from hetmemd.report import answers
-from hetmemd.report.interface import SOCKET
+from hetmemd.report import SOCKET, answers
 from hetmemd.report.publish import Publisher
 from hetmemd.report.varlink import Control
 from tests.unit.report.sample import owner, snapshot
@@ -146,6 +145,21 @@ def test_a_service_that_hangs_up(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main.main(["status", "--socket", str(tmp_path / "rude")]) == 3
         thread.join()
     assert "did not answer" in capsys.readouterr().err
+
+
+def test_asking_the_service_imports_nothing_that_it_does_not_need(service: str) -> None:
+    """The time of a call is the time of its imports."""
+    code = "import sys; from hetmemd.ctl.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "explain", REDIS, "--socket", service],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=True,
+    )
+    loaded = set(shown.stderr.split())
+    assert not loaded & {"asyncio", "asyncvarlink", "numpy", "hetmemd.policy.resolve", "hetmemd.settings"}
 
 
 def test_explain_another_machine(machine: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,11 +159,23 @@ def test_set_up_again_replaces() -> None:
     assert (first.getvalue(), second.getvalue()) == ("", "once\n")
 
 
-def test_the_journal_gets_fields_in_upper_case_only() -> None:
-    sent: list[tuple[str, dict[str, object]]] = []
-    send = journal._fields_only(lambda message, **fields: sent.append((message, fields)))
-    send("a\x07", levelname="INFO", MESSAGE_ID="x", HETMEMD_PID="1")
-    assert sent == [("a\\x07", {"MESSAGE_ID": "x", "HETMEMD_PID": "1"})]
+def test_the_journal_gets_fields_in_upper_case_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real JournalHandler, which hands over every attribute of the record, `message` among them."""
+    from systemd import journal as systemd_journal
+
+    sent: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(systemd_journal, "send", lambda message, **fields: sent.append((message, fields)))
+    stderr = os.fstat(2)
+    journal.set_up("info", environment={"JOURNAL_STREAM": f"{stderr.st_dev}:{stderr.st_ino}"})
+    journal.event(messages.LIMITATION, logging.WARNING, "100 % of \x07", cgroup="/a\n", pid=None)
+    ((message, fields),) = sent
+    assert message == "100 % of \\x07"
+    assert fields["MESSAGE_ID"] == messages.LIMITATION
+    assert fields["SYSLOG_IDENTIFIER"] == "hetmemd"
+    assert fields["PRIORITY"] == "4"
+    assert fields["HETMEMD_CGROUP"] == "/a\\n"
+    assert "HETMEMD_PID" not in fields
+    assert all(name.isupper() for name in fields)
 
 
 def test_the_catalog_explains_every_kind_of_record_and_no_other() -> None:

@@ -18,8 +18,8 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Effective, Handling
-from hetmemd.report import answers, varlink
-from hetmemd.report.interface import SOCKET, Interface, NoSuchCgroup, NoSuchProcess, NotReady
+from hetmemd.report import SOCKET, answers, varlink
+from hetmemd.report.interface import Interface, NoSuchCgroup, NoSuchProcess, NotReady
 from hetmemd.report.publish import Publisher
 from hetmemd.report.varlink import Control
 from tests.unit.report.sample import owner, snapshot, task
