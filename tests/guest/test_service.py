@@ -229,7 +229,7 @@ def test_L4_a_killed_daemon_comes_back_and_knows_its_own(group: Group, task: Tas
     eventually(
         "systemd starts it again", lambda: systemctl("show", "-P", "MainPID", "hetmemd") not in ("0", str(before))
     )
-    eventually("it works", lambda: systemctl("is-active", "hetmemd") == "active")
+    eventually("it works", lambda: systemctl("show", "-P", "ActiveState", "hetmemd") == "active")
     drop("50-test.toml", policy(group.path, "interleave"))
     eventually("what it issued before is its own", lambda: shown(task.pid) == "interleave=static:0-1")
 
@@ -304,7 +304,7 @@ def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
 
 
 def moved_to_far() -> float:
-    return metrics()['hetmemd_pages_moved_total{source_node="0",target_node="1"}']
+    return metrics()['hetmemd_moved_pages_total{source_node="0",target_node="1"}']
 
 
 def far_share(pid: int) -> float:

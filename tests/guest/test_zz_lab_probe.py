@@ -1,0 +1,3 @@
+import os, pytest
+@pytest.mark.lab
+def test_a(): os._exit(0)
