@@ -79,9 +79,8 @@ def measure_reader(reader: Path, program: Path, forks: int) -> float:
     return used / events
 
 
-async def measure_hints() -> None:
+async def measure_hints(own: OwnCgroup) -> None:
     """From the moment at which a move or a fork is done to its hint."""
-    own = OwnCgroup(f"hetmemd-bench-{uuid.uuid4().hex}")
     paths = [own.make("a"), own.make("b")]
     seen = Seen()
     came: dict[Hint, float] = {}
@@ -112,7 +111,6 @@ async def measure_hints() -> None:
             await seen.hint(wanted_fork)
             forks.append(came[wanted_fork] - done)
     watcher.close()
-    own.remove()
     say("cgroup move to hint", moves)
     say("fork to hint", forks)
 
@@ -130,7 +128,11 @@ def main() -> None:
         plain = measure_reader(reader, program, forks)
         ours = asyncio.run(measure_connector(program, forks))
     print(f"ratio: {ours / plain:.2f} times the processor time of the C reader")
-    asyncio.run(measure_hints())
+    own = OwnCgroup(f"hetmemd-bench-{uuid.uuid4().hex}")
+    try:
+        asyncio.run(measure_hints(own))
+    finally:
+        own.remove()
 
 
 if __name__ == "__main__":
