@@ -92,12 +92,16 @@ def parse(text: str) -> NodeSet:
         term = _TERM.match(rest, sign.end()) if sign else None
         if sign is None or term is None or (at == 0 and sign[0] == "+"):
             raise ValueError(f"a node is missing beside {rest[at]!r} in {text!r}", 'write it like "dram+cpuless"')
-        (without if "!" in sign[0] else terms).append(_term(term[0]))
         at = term.end()
+        # A comma before a ! belongs to no list: "0-3,!2" is read as "0-3!2".
+        word = term[0].removesuffix(",") if rest[at : at + 1] == "!" else term[0]
+        (without if "!" in sign[0] else terms).append(_term(word))
     return NodeSet(text, tuple(terms) or (Term(selector="all"),), tuple(without))
 
 
 def _term(word: str) -> Term:
+    if not word:
+        raise ValueError("a node is missing before ',!'", 'write it like "all!2"')
     if word in WORDS or _TIER.fullmatch(word):
         return Term(selector=word)
     if word.startswith("tier:"):

@@ -19,6 +19,14 @@ from hetmemd.policy.locate import Place, line_of, locate
 LARGEST = 1 << 20
 """Bytes: a policy file is written by people; what is larger is something else."""
 
+_MOST_PARTS = 32
+# tomllib keeps every beginning of a dotted key: memory in the square of its parts. Where a key may begin is looked
+# at only; the same in a text or a comment must follow a bracket, a comma or the line's beginning to be taken for one.
+_LONG_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*)"""
+    rf"""{{{_MOST_PARTS}}}""",
+    re.MULTILINE,
+)
 _NO_MACHINE = Machine({})
 """Numbers mean the same on every machine, so this one serves."""
 
@@ -46,13 +54,17 @@ def parse(data: bytes, path: str) -> Parsed:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         return failed(line, f"byte {error.start} is not UTF-8", "TOML is always UTF-8")
+    if long_key := _LONG_KEY.search(text):
+        line = text.count("\n", 0, long_key.end()) + 1
+        return failed(line, f"a key of more than {_MOST_PARTS} dotted parts")
     try:
         content = tomllib.loads(text)
+        lines = locate(text)
     except RecursionError:
         return failed(1, "arrays or tables are nested too deeply")
     except ValueError as error:
         return failed(*_syntax(error, text))
-    return _Reader(path, content, locate(text)).read()
+    return _Reader(path, content, lines).read()
 
 
 def _syntax(error: ValueError, text: str) -> tuple[int, str]:

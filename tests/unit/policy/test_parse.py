@@ -131,6 +131,8 @@ rate = "256"
         (b"#" * (LARGEST + 1), "larger than 1 MiB"),
         (b"x = " + b"[" * 100_000, "nested too deeply"),
         (b"x = " + b"9" * 10_000, "not TOML"),
+        (b"\n[" + b"a." * 400_000 + b"a]", "f:2: a key of more than 32 dotted parts"),
+        (b"x = {" + b'"a" . ' * 150_000 + b"a = 1}", "f:1: a key of more than 32 dotted parts"),
         (b'[policy]\ncgroup = "/a"\n', "f:1: policy is a table, not an array of tables (write [[policy]])"),
         (b"policy = [1]\n", "not an array of tables"),
         (b'cgroup = "/a"\n', "it belongs below a [[policy]] header"),
@@ -169,6 +171,8 @@ def test_a_boolean_is_the_wrong_type_for_most_keys(key: str) -> None:
         ({"nodes": "dram+"}, "a node is missing"),
         ({"nodes": "+dram"}, "a node is missing"),
         ({"nodes": "dram++1"}, "a node is missing"),
+        ({"nodes": ",!1"}, "a node is missing"),
+        ({"nodes": "0,"}, "no list of nodes"),
         ({"nodes": "tier:x"}, "tier"),
         ({"mode": "preferred", "nodes": "0-1"}, "exactly one node"),
         ({"mode": "local"}, "4: mode 'local' takes no nodes"),
@@ -240,6 +244,12 @@ def test_inline_tables_have_their_lines() -> None:
 def test_what_is_printed_is_printable() -> None:
     assert printable("a\udcffb\x1b[0m\n") == "a\\xffb\\x1b[0m\\n"
     assert str(Fault("x\udc80.toml", 1, "m", "h")) == "x\\x80.toml:1: m (h)"
+
+
+def test_no_depth_of_nesting_raises() -> None:
+    for depth in range(100, 1000, 7):
+        for opening, closing in (("[", "]"), ("{a=", "}")):
+            assert faults("x = " + opening * depth + "1" + closing * depth) != []
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
