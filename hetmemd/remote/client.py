@@ -143,29 +143,27 @@ class Tracer:
         return results
 
     async def _ask(self, request: Request, results: dict[int, ThreadResult]) -> None:
-        loop = asyncio.get_running_loop()
+        if self._child and self._child.poll() is not None:
+            self._kill()  # it died while nothing was asked of it
         connection = self._connection or await self._start()
         finished = False
         try:
-            await loop.sock_sendall(connection, wire.pack_request(request))
-            async with asyncio.timeout(self._limit) as limit:
-                for _ in request.tids:
-                    packet = await loop.sock_recv(connection, wire.PACKET)
-                    if not packet:
-                        raise _Died("tracer-died")
-                    result = wire.unpack_result(packet)
-                    results[result.tid] = result
-                    self._fruitless = 0
-                    limit.reschedule(loop.time() + self._limit)
+            connection.send(wire.pack_request(request))
+            for _ in request.tids:
+                result = wire.unpack_result(await _receive(connection, self._limit))
+                results[result.tid] = result
+                self._fruitless = 0
             finished = True
-        except TimeoutError:
-            raise _Died("timeout") from None
         except OSError:
             raise _Died("tracer-died") from None
         finally:
             if not finished:
                 # Also where the caller was cancelled: answers to nobody would be taken for the next one's.
                 self._kill()
+
+    def _command(self) -> list[str]:
+        # -I and -S: nothing of the environment, no site-packages: only the standard library and this package.
+        return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
 
     async def _start(self) -> socket.socket:
         if self._closed:
@@ -176,19 +174,8 @@ class Tracer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            # -I and -S: nothing of the environment, no site-packages: only the standard library and this package.
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    _BOOTSTRAP,
-                    _PACKAGE_PARENT,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    self._root.name(""),
-                ],
+                [*self._command(), _PACKAGE_PARENT, str(theirs.fileno()), str(os.getpid()), self._root.name("")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -197,15 +184,11 @@ class Tracer:
         self._connection = ours
         started = False
         try:
-            async with asyncio.timeout(_START_SECONDS):
-                started = bool(await asyncio.get_running_loop().sock_recv(ours, wire.PACKET))
-        except (OSError, TimeoutError):
-            raise _Died("tracer-died") from None
+            await _receive(ours, _START_SECONDS)
+            started = True
         finally:
             if not started:
                 self._kill()
-        if not started:
-            raise _Died("tracer-died")
         return ours
 
     def _kill(self) -> None:
@@ -222,6 +205,30 @@ class Tracer:
         self._closed = True
         self._kill()
         self._child = None
+
+
+async def _receive(connection: socket.socket, seconds: float) -> bytes:
+    """The next packet. `_Died` where there is none in time, or will be none."""
+    loop = asyncio.get_running_loop()
+    try:
+        packet = connection.recv(wire.PACKET)
+    except BlockingIOError:
+        readable = loop.create_future()
+        loop.add_reader(connection, lambda: readable.done() or readable.set_result(None))
+        try:
+            await asyncio.wait([readable], timeout=seconds)
+        finally:
+            loop.remove_reader(connection)
+        # Looked at in any case: when this loop was held up itself, the answer may have come in time all the same.
+        try:
+            packet = connection.recv(wire.PACKET)
+        except BlockingIOError:
+            raise _Died("timeout") from None
+    except OSError:
+        raise _Died("tracer-died") from None
+    if not packet:
+        raise _Died("tracer-died")
+    return packet
 
 
 def _was_right(result: ThreadResult) -> bool:

@@ -23,17 +23,20 @@ _MSG_WAITFORONE = 0x10000
 _IORING_ENTER_GETEVENTS = 1
 
 
-def process(root: Root, target: Target, spared: frozenset[int]) -> None:
-    """What concerns all threads alike, cheap. `spared` are the daemon and the tracer."""
-    pid = target.process.pid
+def identity(pid: int, spared: frozenset[int]) -> None:
+    """Who is never touched (T5). `spared` are the daemon and the tracer."""
     if pid == 1:
         raise Declined(Outcome.REFUSED, "init")
     if pid in spared:
         raise Declined(Outcome.REFUSED, "self")
+
+
+def process(root: Root, target: Target) -> None:
+    """What concerns all threads alike, cheap."""
     if _read_optional(root, "/proc/sys/kernel/yama/ptrace_scope").strip() == b"3":
         # 3 forbids tracing to everybody until the next boot (Documentation/admin-guide/LSM/Yama.rst).
         raise Declined(Outcome.REFUSED, "yama")
-    frozen(root, target.read("cgroup"))
+    frozen(root, target.read(f"task/{target.living}/cgroup"))
 
 
 def own_memory(root: Root, pid: int, tid: int) -> None:
@@ -165,7 +168,7 @@ def _write_comes_short(target: Target, arguments: Sequence[int]) -> bool:
     if size > PIPE_BUF:
         return True
     try:
-        kind = os.readlink(f"fd/{descriptor}", dir_fd=target.directory)
+        kind = os.readlink(f"task/{target.living}/fd/{descriptor}", dir_fd=target.directory)
     except OSError:
         return True
     return not kind.startswith(("pipe:", "anon_inode:"))

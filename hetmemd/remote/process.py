@@ -43,6 +43,7 @@ class Tracer:
     def serve(self, request: Request, connection: socket.socket) -> None:
         """Answer with one packet for each thread, in order, as each is finished."""
         try:
+            precheck.identity(request.process.pid, self._spared)
             target = Target(self._root, request.process)
         except Declined as declined:
             for tid in request.tids:
@@ -57,7 +58,7 @@ class Tracer:
 
     def check_process(self, target: Target, tid: int) -> None:
         """What forbids acting on the process at all, by thread `tid` of it, which is alive."""
-        precheck.process(self._root, target, self._spared)
+        precheck.process(self._root, target)
         now = time.monotonic()
         if self._own_memory and self._own_memory[0] == target.process and now < self._own_memory[1]:
             return
@@ -112,7 +113,7 @@ class _Work:
         try:
             return readback.thread_policies(self._target.directory, tid, limit)
         except (FileNotFoundError, ProcessLookupError):
-            raise Declined(Outcome.GONE, "exited") from None
+            return []  # no memory, or no thread: its stat tells which
         except PermissionError as error:
             raise Declined(Outcome.REFUSED, "permission", error.errno or 0) from None
 
@@ -131,11 +132,13 @@ class _Work:
         for shown in self._shown(tid, 4096):
             if self._is(shown, tid):
                 return shown
+        precheck.living(self._target, tid)
         raise Declined(Outcome.REFUSED, "readback")
 
     def _check(self, tid: int) -> None:
         # First, for kernel threads have nothing that the rest could be asked of.
         stat = precheck.living(self._target, tid)
+        self._target.living = tid
         if not self._is_checked:
             self._check_process(tid)
             self._is_checked = True
@@ -150,7 +153,7 @@ class _Work:
         try:
             self._tracer.check_process(self._target, tid)
             _ = self._target.vdso
-            self._is_threaded = precheck.is_threaded(self._root, self._target.read("cgroup"))
+            self._is_threaded = precheck.is_threaded(self._root, self._target.read(f"task/{tid}/cgroup"))
         except Declined as declined:
             if declined.outcome is Outcome.GONE:
                 raise  # this thread is: others may live

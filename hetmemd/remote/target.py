@@ -34,6 +34,8 @@ class Target:
         """`Declined` GONE where the pid is another process's by now."""
         self.root = root
         self.process = process
+        self.living = process.pid
+        """A thread that is alive: of a dead leader the kernel shows no memory."""
         self._memory = -1
         self._vdso: vdso.Vdso | None = None
         self._abi: Abi | None = None
@@ -92,7 +94,7 @@ class Target:
         """Descriptor of /proc/PID/mem: of the program that ran when it was opened."""
         if self._memory < 0:
             try:
-                self._memory = os.open("mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.directory)
+                self._memory = os.open(f"task/{self.living}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.directory)
             except (FileNotFoundError, ProcessLookupError):
                 raise gone() from None
             except PermissionError as error:
@@ -104,7 +106,7 @@ class Target:
         """`Declined` UNSTEERABLE where there is none that a stub can stand in."""
         if self._vdso is None:
             try:
-                base, is_64bit = vdso.address(self.read("auxv"))
+                base, is_64bit = vdso.address(self.read(f"task/{self.living}/auxv"))
                 found = vdso.describe(base, os.pread(self.memory, vdso.PAGE, base))
                 if found.is_64bit != is_64bit:
                     raise Declined(Outcome.UNSTEERABLE, "x32")

@@ -123,6 +123,12 @@ class Acting:
         self._runner = asyncio.Runner()
         self.tracer = Tracer(ROOT, limit_seconds)
 
+    def with_tracer(self, tracer: Tracer) -> Acting:
+        """The same with another tracer, which the caller closes."""
+        other = Acting.__new__(Acting)
+        other._runner, other.tracer = self._runner, tracer
+        return other
+
     def __enter__(self) -> Acting:
         return self
 

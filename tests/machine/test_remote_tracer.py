@@ -1,0 +1,221 @@
+"""The tracer process: what it is made of, how it is started, stopped, killed and replaced, and whom it serves when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.remote import client
+from hetmemd.remote.client import Tracer
+from hetmemd.remote.result import Outcome
+from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
+
+pytestmark = pytest.mark.root
+
+Built = Callable[..., Path]
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def reading(built: Built) -> Iterator[Target]:
+    """A process that blocks in a read."""
+    with Target([built("family"), "read"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        yield target
+
+
+def test_it_is_small_and_alone(acting: Acting, reading: Target) -> None:
+    acting.one(reading, INTERLEAVE)
+    assert acting.tracer.pid
+    status = procfs.status(ROOT, acting.tracer.pid)
+    assert status["Threads"] == "1"
+    mapped = ROOT.read_text(f"/proc/{acting.tracer.pid}/maps")
+    assert "numpy" not in mapped
+    assert "site-packages" not in mapped
+    children = ROOT.read_bytes(f"/proc/{acting.tracer.pid}/task/{acting.tracer.pid}/children")
+    assert children == b""
+
+
+def test_what_it_imports() -> None:
+    """Every import is a part of the tracer's start, and of what may go wrong while a thread is held."""
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import hetmemd.remote.process; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, CHECKOUT], capture_output=True, text=True, check=True
+    )
+    imported = {name.split(".")[0] for name in told.stdout.split()}
+    assert not imported & {
+        "numpy",
+        "asyncio",
+        "pickle",
+        "threading",
+        "multiprocessing",
+        "subprocess",
+        "pyroute2",
+        "site",
+    }
+    ours = {name for name in told.stdout.split() if name.startswith("hetmemd.")}
+    assert {name.split(".")[1] for name in ours} == {"kernel", "remote"}
+
+
+def test_it_works_from_a_private_directory(tmp_path: Path, reading: Target) -> None:
+    """The package need not be installed where the interpreter looks, nor may another one of its name be taken."""
+    private, decoy = tmp_path / "private", tmp_path / "decoy"
+    shutil.copytree(CHECKOUT / "hetmemd", private / "hetmemd", ignore=shutil.ignore_patterns("__pycache__"))
+    (decoy / "hetmemd").mkdir(parents=True)
+    (decoy / "hetmemd" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import asyncio\n"
+        "from hetmemd.kernel import procfs\n"
+        "from hetmemd.kernel.mempolicy import *\n"
+        "from hetmemd.kernel.root import Root\n"
+        "from hetmemd.remote.client import Tracer\n"
+        "async def main():\n"
+        "    tracer = Tracer(Root())\n"
+        "    policy = Mempolicy(Mode.INTERLEAVE, frozenset({0}), Flag.STATIC_NODES)\n"
+        "    for result in await tracer.apply(procfs.identify(Root(), int(sys.argv[2])), policy):\n"
+        "        print(result.outcome, result.after)\n"
+        "    tracer.close()\n"
+        "asyncio.run(main())\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-S", "-c", script, private, str(reading.pid)],
+        env={"PYTHONPATH": str(decoy)},
+        cwd=decoy,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "applied interleave=static:0\n", told.stderr
+
+
+def test_one_that_overstays_is_killed_and_replaced(built: Built) -> None:
+    with Acting(limit_seconds=0.5) as acting, Target([built("family"), "threads", "40"]) as target:
+        target.expect("ready")
+        acting.one(target, INTERLEAVE)
+        first = acting.tracer.pid
+        assert first
+        # As if it hung in the kernel, holding a thread.
+        os.kill(first, signal.SIGSTOP)
+        results = acting.apply(target, BIND)
+        assert [(result.outcome, result.reason) for result in results if result.outcome is not Outcome.APPLIED] == [
+            (Outcome.DEFERRED, "timeout")
+        ]
+        assert len(results) == 40
+        assert acting.tracer.restarts == 1
+        assert acting.tracer.pid != first
+        assert not ROOT.path(f"/proc/{first}").exists()
+        assert {result.outcome for result in acting.apply(target, BIND)} == {Outcome.APPLIED}
+        assert target.finish() == "disturbed 0\n"
+
+
+def test_one_that_died_is_replaced(acting: Acting, reading: Target) -> None:
+    acting.one(reading, INTERLEAVE)
+    assert acting.tracer.pid
+    os.kill(acting.tracer.pid, signal.SIGKILL)
+    wait_until(lambda: procfs.stat(ROOT, acting.tracer.pid or 0).state == "Z")
+    assert acting.one(reading, BIND).outcome is Outcome.APPLIED
+    assert acting.tracer.restarts == 1
+
+
+def test_one_that_cannot_live_is_not_started_for_every_thread(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_BOOTSTRAP", "raise SystemExit(1)")
+    with Acting() as acting, Target([built("family"), "threads", "40"]) as target:
+        target.expect("ready")
+        results = acting.apply(target, INTERLEAVE)
+        assert {(result.outcome, result.reason) for result in results} == {(Outcome.DEFERRED, "tracer-died")}
+        assert len(results) == 40
+        assert acting.tracer.restarts < 5
+        assert target.policy() == DEFAULT
+
+
+def test_it_does_not_outlive_the_daemon() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.machine.remote_target import *\n"
+        "acting = Acting()\n"
+        "acting.apply(procfs.identify(ROOT, 2), INTERLEAVE)\n"
+        "print(acting.tracer.pid, flush=True)\n"
+        "signal.pause()\n"
+    )
+    with Target([sys.executable, "-c", script, CHECKOUT]) as daemon:
+        tracer = procfs.identify(ROOT, int(daemon.line()))
+        handle = os.pidfd_open(tracer.pid)
+        try:
+            os.kill(daemon.pid, signal.SIGKILL)
+            import select
+
+            assert select.select([handle], [], [], HANG)[0], "still there"
+        finally:
+            os.close(handle)
+
+
+def test_it_ignores_what_stops_the_daemon(acting: Acting, reading: Target) -> None:
+    """systemd sends SIGTERM to every process of a service; policies may have to be given back after that."""
+    acting.one(reading, INTERLEAVE)
+    assert acting.tracer.pid
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(acting.tracer.pid, number)
+    assert acting.one(reading, BIND).outcome is Outcome.APPLIED
+    assert acting.tracer.restarts == 0
+
+
+def test_a_cancelled_caller_leaves_no_answers_behind(built: Built) -> None:
+    async def scenario(large: Target, small: Target) -> None:
+        tracer = Tracer(ROOT, limit_seconds=20.0)
+        with contextlib.closing(tracer):
+            await tracer.apply(small.identity, INTERLEAVE)
+            task = asyncio.create_task(tracer.apply(large.identity, INTERLEAVE))
+            while large.policy() == DEFAULT:
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            (result,) = await tracer.apply(small.identity, BIND)
+            assert (result.tid, result.outcome, result.after) == (small.pid, Outcome.APPLIED, BIND)
+
+    with Target([built("family"), "threads", "300"]) as large, Target([built("family"), "read"]) as small:
+        large.expect("ready")
+        small.expect("ready")
+        asyncio.run(scenario(large, small))
+        assert large.finish() == "disturbed 0\n"
+        assert small.finish() == "alive\n"
+
+
+def test_a_small_process_does_not_wait_for_a_large_one(built: Built) -> None:
+    async def scenario(large: Target, small: Target) -> None:
+        tracer = Tracer(ROOT, limit_seconds=20.0)
+        with contextlib.closing(tracer):
+            first = asyncio.create_task(tracer.apply(large.identity, INTERLEAVE))
+            second = asyncio.create_task(tracer.apply(small.identity, INTERLEAVE))
+            done, _ = await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+            assert done == {second}
+            assert {result.outcome for result in await first} == {Outcome.APPLIED}
+
+    with Target([built("family"), "threads", "400"]) as large, Target([built("family"), "read"]) as small:
+        large.expect("ready")
+        small.expect("ready")
+        asyncio.run(scenario(large, small))
+
+
+def test_another_architecture_is_said_and_nothing_is_done(
+    acting: Acting, reading: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libc, "SUPPORTED", False)
+    result = acting.one(reading, INTERLEAVE)
+    assert (result.outcome, result.reason) == (Outcome.UNSTEERABLE, "architecture")
+    assert acting.tracer.pid is None
+    assert reading.policy() == DEFAULT
