@@ -23,7 +23,10 @@ from hetmemd.policy.placing import Confines, Placed
 
 @dataclass(frozen=True, slots=True)
 class CgroupFacts:
-    """What resolution has to know of one cgroup; None means: as the parent, and at the root: not confined."""
+    """What resolution has to know of one cgroup. None or nothing means: as the parent, and at the root: not confined.
+
+    A cpuset is empty only where child partitions have taken all of it (cgroup-v2.rst, "cpuset.cpus.partition").
+    """
 
     cpus: frozenset[int] | None = None
     """cpuset.cpus.effective."""
@@ -163,8 +166,8 @@ class _Cgroup:
         self.above = above
         self.facts = facts
         self.confines = Confines(
-            above.confines.cpus if facts.cpus is None else facts.cpus,
-            above.confines.mems if facts.mems is None else facts.mems,
+            facts.cpus or above.confines.cpus,
+            facts.mems or above.confines.mems,
         )
         table = match.own
         self.owned = _Owned(table, table.request, path) if table and table.request else None

@@ -49,6 +49,12 @@ def test_I6_a_child_has_its_parents_cpuset_where_it_has_none() -> None:
     assert effective.state == "blocked"
 
 
+def test_I6_an_empty_cpuset_says_nothing() -> None:
+    nothing: frozenset[int] = frozenset()
+    effective = resolved("/a", policy("/a", "bind", "nearest"), facts={"/a": CgroupFacts(nothing, nothing)})
+    assert nodes_of(effective) == {0, 1}
+
+
 def test_I6_a_node_that_does_not_exist_is_cut() -> None:
     effective = resolved("/a", policy("/a", "interleave", "1-5"))
     assert nodes_of(effective) == {1} and effective.state == "active"
