@@ -65,7 +65,7 @@ def tids(root: Root, pid: int) -> list[int]:
 def status(root: Root, pid: int, tid: int | None = None) -> dict[str, str]:
     """`Name: value` lines of status, values stripped."""
     text = root.read_text(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n")) if key}
 
 
 def mems_allowed(fields: dict[str, str]) -> frozenset[int]:
@@ -76,7 +76,7 @@ def mems_allowed(fields: dict[str, str]) -> frozenset[int]:
 def cgroup_path(root: Root, pid: int, tid: int | None = None) -> str | None:
     """The task's cgroup2 path (`/a/b`), None where it has none or its cgroup was removed (` (deleted)`)."""
     text = root.read_text(f"/proc/{pid}/cgroup" if tid is None else f"/proc/{pid}/task/{tid}/cgroup")
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines() would also split at control characters in a name
         if line.startswith("0::"):
             path = line[3:]
             return None if path.endswith(" (deleted)") else path

@@ -148,7 +148,7 @@ def main() -> int:
         ["curl", "-s", "http://127.0.0.1:9797/metrics"], check=True, capture_output=True, text=True
     ).stdout
     for line in metrics.splitlines():
-        if re.match(r"hetmemd_(cgroup_(memory|target|distance)|moved|page_move|applications|pause_seconds_(count|sum))", line):
+        if re.match(r"hetmemd_(cgroup_(memory|target|distance)|moved|page_move|applications|pause_seconds_[cs])", line):
             print(line)
 
     placed, (distance, shares) = anonymous_bytes(pid), status(pid)

@@ -48,6 +48,12 @@ def test_status_and_cgroup(root: Root, tmp_path: Path) -> None:
     assert procfs.cgroup_path(root, 42) is None
 
 
+@pytest.mark.parametrize("odd", ["\x1c", "\x0b", "\x85", "\u2028"])
+def test_a_cgroup_cannot_pass_for_another_by_a_character_in_its_name(root: Root, tmp_path: Path, odd: str) -> None:
+    (tmp_path / "proc/42/cgroup").write_text(f"0::/demo{odd}x\n")
+    assert procfs.cgroup_path(root, 42) == f"/demo{odd}x"
+
+
 def test_an_error_carries_its_path(root: Root, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         procfs.stat(root, 99)
