@@ -247,7 +247,7 @@ def test_what_is_printed_is_printable() -> None:
 
 
 def test_no_depth_of_nesting_raises() -> None:
-    for depth in range(100, 1000, 7):
+    for depth in range(150, 1000, 53):
         for opening, closing in (("[", "]"), ("{a=", "}")):
             assert faults("x = " + opening * depth + "1" + closing * depth) != []
 
