@@ -11,6 +11,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from hetmemd.kernel import lease
 from hetmemd.kernel.root import Root
 from hetmemd.policy.parse import LARGEST
 
@@ -20,6 +21,10 @@ _NULL_DEVICE = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt
 
 class UnreadableError(Exception):
     """The text says what stands there instead of a policy file."""
+
+
+class BeingWrittenError(UnreadableError):
+    """Somebody has the file open for writing, so that what can be read now may be half of it (F3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ def names(root: Root, directory: str) -> list[str]:
 
 
 def read(root: Root, path: str) -> Content | None:
-    """The file's content, None where there is none. `UnreadableError` for everything that is no readable file."""
+    """The file's content, None where there is none. `UnreadableError` for everything that is no readable file.
+
+    `BeingWrittenError`, one of these, where somebody has it open for writing and the filesystem can tell.
+    """
     for _ in range(3):  # a link may be swapped between following it and opening what it led to
         try:
             target = follow(root, path)
@@ -72,6 +80,8 @@ def _read(name: str) -> Content:
             return Content(b"", is_mask=True)
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableError(f"is {_kind(status.st_mode)}, not a file")
+        if lease.take(fd) is False:
+            raise BeingWrittenError("is open for writing")
         parts: list[bytes] = []
         left = LARGEST + 1
         while left and (part := os.read(fd, left)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def _file(root: Root, path: str, keep: bool, known: dict[str, bytes], notes: lis
         return PolicyFile(path, "rejected", (Fault(path, 1, "the file's name is not UTF-8", "rename it"),))
     try:
         content = files.read(root, path)
+    except files.BeingWrittenError:
+        return _unfinished(root, path, known)
     except files.UnreadableError as error:
         return _broken(root, path, (Fault(path, 1, str(error)),), known, notes)
     if content is None:
@@ -126,6 +129,21 @@ def _file(root: Root, path: str, keep: bool, known: dict[str, bytes], notes: lis
         except OSError as error:
             notes.append(f"{path}: no copy of this good version could be kept: {error.strerror}: {error.filename}")
     return PolicyFile(path, "in-force", (), parsed.tables, content.data, is_mask=content.is_mask)
+
+
+def _unfinished(root: Root, path: str, known: dict[str, bytes]) -> PolicyFile | None:
+    """A file in the middle of a write: what held before holds on, and where that is nothing, it is not there yet.
+
+    The close that ends the write is seen by itself (F3).
+    """
+    data = known.get(path)
+    if data is None:
+        with contextlib.suppress(OSError):
+            data = last_good.read(root, path)
+    if data is None:
+        return None
+    parsed = parse(data, path)
+    return None if parsed.faults else PolicyFile(path, "in-force", (), parsed.tables, data)
 
 
 def _broken(root: Root, path: str, faults: tuple[Fault, ...], known: dict[str, bytes], notes: list[str]) -> PolicyFile:

@@ -338,3 +338,25 @@ def test_copies_that_cannot_be_read_are_said() -> None:
             os.seteuid(0)
         assert library.files == ()
         assert "the last good copies cannot be read: Permission denied" in library.notes[1]
+
+
+def test_F3_a_file_in_the_middle_of_a_write_is_not_taken_yet(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    path = root.path("/etc/hetmemd.d/50-a.toml")
+    path.parent.mkdir(parents=True)
+    path.write_text('[[policy]]\ncgroup = "/a"\nmode = "local"\n')
+    before = load(root, keep=True)
+    with path.open("w") as writer:
+        writer.write('[[policy]]\ncgroup = "/b"\n')
+        writer.flush()
+        during = load(root, keep=True, previous=before)
+        assert during == before
+        fresh = root.path("/etc/hetmemd.d/60-new.toml")
+        with fresh.open("w") as other:
+            other.write("[[pol")
+            other.flush()
+            assert load(root, keep=True, previous=before) == before
+        fresh.unlink()
+        writer.write('mode = "default"\n')
+    after = load(root, keep=True, previous=during)
+    assert [table.pattern.text for table in after.tables] == ["/b"]
