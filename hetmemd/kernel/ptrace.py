@@ -26,6 +26,7 @@ _GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
 _NT_PRSTATUS = 1
 _WALL = 0x40000000
 """Waits for threads too, whatever signal they were made to send (wait(2))."""
+_EVENTS = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL
 
 O_TRACESYSGOOD = 1
 O_SUSPEND_SECCOMP = 1 << 21
@@ -157,8 +158,13 @@ def wait_any() -> Stop:
 
     Not for a certain tid: a thread that executes another program reports under its process's id from then on, and a
     wait for the old id never ends.
+
+    A stop is looked at, not taken (WNOWAIT): taking it clears the signal that the thread stopped for, which would then
+    be lost if the tracer died before it has it delivered (wait_task_stopped() in kernel/exit.c).
     """
-    tid, status = os.waitpid(-1, _WALL)
-    if not os.WIFSTOPPED(status):
-        return Stop(tid, 0, 0)
-    return Stop(tid, status >> 8 & 0xFF, status >> 16)
+    report = os.waitid(os.P_ALL, 0, _EVENTS)
+    assert report
+    if report.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
+        return Stop(report.si_pid, report.si_status & 0xFF, report.si_status >> 8)
+    os.waitid(os.P_PID, report.si_pid, os.WEXITED | _WALL)
+    return Stop(report.si_pid, 0, 0)

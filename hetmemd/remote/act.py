@@ -22,6 +22,9 @@ from hetmemd.remote.wire import Call
 
 ATTEMPTS = 50
 """A thread in a storm of signals is let go for each of them, and tried again."""
+_ATTEMPTS_AT_ONCE = 8
+_BREATH = 0.001
+"""Seconds for the thread to work off signals that were sent faster than it was let go for them."""
 
 _SYS_SECCOMP = 1  # si_code of SIGSYS, include/uapi/asm-generic/siginfo.h
 _SYS_USER_DISPATCH = 2
@@ -57,11 +60,12 @@ class Actor:
 
     def act(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> Done:
         """Have thread `tid` make the calls, in one stop. None at all: only sweep. Raises `Declined`."""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 return self._act_once(target, tid, calls, data)
             except _Again:
-                continue
+                if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
+                    time.sleep(_BREATH)
             except OSError as error:
                 if libc.is_gone(error):
                     # Killed while it was held. It stays a zombie, and whoever waits for it waits, until this reaps it.

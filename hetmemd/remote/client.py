@@ -173,14 +173,19 @@ class Tracer:
         self._fruitless += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        arguments = [_PACKAGE_PARENT, str(theirs.fileno()), str(os.getpid()), self._root.name("")]
         with theirs:
-            self._child = subprocess.Popen(
-                [*self._command(), _PACKAGE_PARENT, str(theirs.fileno()), str(os.getpid()), self._root.name("")],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                cwd="/",
-            )
+            try:
+                self._child = subprocess.Popen(
+                    [*self._command(), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                )
+            except OSError:
+                ours.close()
+                raise _Died("tracer-died") from None  # no memory, or no more processes
         self._connection = ours
         started = False
         try:
@@ -209,26 +214,37 @@ class Tracer:
 
 async def _receive(connection: socket.socket, seconds: float) -> bytes:
     """The next packet. `_Died` where there is none in time, or will be none."""
-    loop = asyncio.get_running_loop()
-    try:
-        packet = connection.recv(wire.PACKET)
-    except BlockingIOError:
+    packet = _take(connection)
+    if packet is None:
+        loop = asyncio.get_running_loop()
         readable = loop.create_future()
-        loop.add_reader(connection, lambda: readable.done() or readable.set_result(None))
+
+        def note() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(connection, note)
         try:
             await asyncio.wait([readable], timeout=seconds)
         finally:
             loop.remove_reader(connection)
         # Looked at in any case: when this loop was held up itself, the answer may have come in time all the same.
-        try:
-            packet = connection.recv(wire.PACKET)
-        except BlockingIOError:
-            raise _Died("timeout") from None
-    except OSError:
-        raise _Died("tracer-died") from None
+        packet = _take(connection)
+    if packet is None:
+        raise _Died("timeout")
     if not packet:
         raise _Died("tracer-died")
     return packet
+
+
+def _take(connection: socket.socket) -> bytes | None:
+    """A packet that is there, empty where the other end is closed, None where there is none yet."""
+    try:
+        return connection.recv(wire.PACKET)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _was_right(result: ThreadResult) -> bool:

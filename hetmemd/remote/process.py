@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Protocol
 
 from hetmemd.kernel import libc, procfs, ptrace
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -32,6 +33,12 @@ _OWN_MEMORY_HOLDS = 0.05
 """Seconds for which the answer to "is this memory shared?" is used again, at least."""
 
 
+class Answers(Protocol):
+    """Where results go: the socket to the daemon."""
+
+    def send(self, data: bytes, /) -> int: ...
+
+
 class Tracer:
     def __init__(self, root: Root, daemon: int) -> None:
         self._root = root
@@ -40,7 +47,7 @@ class Tracer:
         self.actor = Actor(suspends_seccomp=self._suspends_seccomp)
         self._own_memory: tuple[ProcessId, float] | None = None
 
-    def serve(self, request: Request, connection: socket.socket) -> None:
+    def serve(self, request: Request, connection: Answers) -> None:
         """Answer with one packet for each thread, in order, as each is finished."""
         try:
             precheck.identity(request.process.pid, self._spared)

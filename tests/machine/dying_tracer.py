@@ -33,38 +33,42 @@ def make(die_at: int) -> Tracer:
     return DyingTracer(Root(), limit_seconds=20.0)
 
 
-def _main() -> None:
-    die_at, parent, descriptor, daemon, prefix = sys.argv[1:]
-    sys.path.insert(0, parent)
+def install(reached: Callable[[int], None]) -> None:
+    """In this process, call `reached` at each step of each act, with its number."""
     from hetmemd.kernel import ptrace
-    from hetmemd.remote import process
 
     step = -1
 
     def counted(function: Callable[..., Any], begins: bool = False) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             nonlocal step
-            if begins:
-                step = -1
-            _step()
+            step = 0 if begins else step + 1
+            reached(step)
             result = function(*arguments)
-            _step()
-            return result
-
-        def _step() -> None:
-            nonlocal step
             step += 1
-            if step == int(die_at):
-                os.kill(os.getpid(), signal.SIGKILL)
+            reached(step)
+            return result
 
         return call
 
-    ptrace.seize = counted(ptrace.seize, begins=True)
-    for name in ("interrupt", "wait_any", "peek", "resume_to_syscall", "detach", "syscall_user_dispatch", "rseq_area"):
-        setattr(ptrace, name, counted(getattr(ptrace, name)))
+    for name in ("seize", "interrupt", "wait_any", "peek", "resume_to_syscall", "detach", "syscall_user_dispatch"):
+        setattr(ptrace, name, counted(getattr(ptrace, name), begins=name == "seize"))
+    ptrace.rseq_area = counted(ptrace.rseq_area)
     for name in ("get", "set"):
         setattr(ptrace.RegisterSet, name, counted(getattr(ptrace.RegisterSet, name)))
     os.pwrite = counted(os.pwrite)
+
+
+def _main() -> None:
+    die_at, parent, descriptor, daemon, prefix = sys.argv[1:]
+    sys.path.insert(0, parent)
+    from hetmemd.remote import process
+
+    def reached(step: int) -> None:
+        if step == int(die_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    install(reached)
     process.main(int(descriptor), int(daemon), prefix)
 
 
