@@ -146,4 +146,6 @@ def _nothing(following: int) -> Presence:
 
 def frames(entries: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Frame numbers of pagemap entries, 0 where nothing is there (or nothing is shown)."""
-    return np.where(entries & _PRESENT, entries & _FRAME, np.uint64(0)).astype(np.int64)
+    found = (entries & _FRAME).view(np.int64)
+    found[(entries & _PRESENT) == 0] = 0
+    return found

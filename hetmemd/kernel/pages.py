@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hetmemd.kernel import libc
 
 PAGE_SIZE = os.sysconf("SC_PAGESIZE")
+PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
 
 MPOL_MF_MOVE = 1 << 1
 """Move pages that this process alone maps (include/uapi/linux/mempolicy.h)."""

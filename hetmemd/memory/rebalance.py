@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetmemd.kernel import folios, libc, pages, procfs
-from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap
+from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap, Presence
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan, regions
@@ -222,7 +222,7 @@ class ProcessPass:
         if not self._spans or self._is_stuck():
             self._over = True
             return
-        addresses, sizes = self._present(self._spans)
+        addresses, sizes, _ = self._present(self._spans)
         if not len(addresses):
             return
         nodes = pages.query(self._tid, addresses).astype(np.int16)
@@ -246,7 +246,7 @@ class ProcessPass:
         nodes = self._target.nodes if isinstance(self._target, Within) else [node for node, _ in self._target.weights]
         return all(node in self._refused for node in nodes)
 
-    def _present(self, spans: deque[tuple[int, int]]) -> tuple[pages.Addresses, NDArray[np.int32]]:
+    def _present(self, spans: deque[tuple[int, int]]) -> Presence:
         """Folios of the next spans, about a chunk of them."""
         addresses: list[pages.Addresses] = []
         sizes: list[NDArray[np.int32]] = []
@@ -257,13 +257,12 @@ class ProcessPass:
                 found = pagemap.present(start, end, CHUNK - count)
                 if found.next < end:
                     spans.appendleft((found.next, end))
-                if known is not None:
-                    found = folios.gather(pagemap, known, found)
                 addresses.append(found.addresses)
                 sizes.append(found.sizes)
                 # Address space with nothing in it costs a little as well.
                 count += int(found.sizes.sum()) + 8
-        return np.concatenate(addresses), np.concatenate(sizes)
+            chunk = Presence(np.concatenate(addresses), np.concatenate(sizes), found.next)
+            return chunk if known is None else folios.gather(pagemap, known, chunk)
 
     # -- moving
 

@@ -1,4 +1,4 @@
-"""What moving costs: hetmemd's queries and moves against a plain C loop with the same batches.
+"""What moving costs: hetmemd's queries and moves against plain C loops with the same batches.
 
 Run as root: `python -m tests.bench.pages [--program PATH] [MEBIBYTES]`. Queries everywhere; moves where there are two
 memory nodes, such as in the lab, which has no compiler:
@@ -27,7 +27,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.memory import plan
 from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.rebalance import Pace, ProcessPass
+from hetmemd.memory.rebalance import CALL_SECONDS, Pace, ProcessPass, StepResult
 
 ROOT = Root()
 CHILD = Path(__file__).parents[1] / "guest" / "memory_child.py"
@@ -78,12 +78,21 @@ def move(child: Child, node: int) -> None:
         pages.move(child.popen.pid, piece, node)
 
 
-def whole_pass(child: Child, home: int, node: int, pace: Pace, planned: list[float]) -> None:
+class SameBatches(Pace):
+    """As many pages in a call as the C loop has."""
+
+    def pages(self, huge: bool, seconds: float) -> int:
+        return BATCH
+
+
+def whole_pass(child: Child, home: int, node: int, pace: Pace, seconds: float) -> list[StepResult]:
     """All that a pass does, numa_maps and planning included."""
     process = procfs.identify(ROOT, child.popen.pid)
     mover = ProcessPass(ROOT, process, plan.ratio({home: 3, node: 1}), headroom=Headroom(ROOT), pace=pace)
-    while not (result := mover.step(1 << 40)).done:
-        planned.append(result.call_seconds)
+    results = [mover.step(1 << 40, seconds)]
+    while not results[-1].done:
+        results.append(mover.step(1 << 40, seconds))
+    return results
 
 
 def main() -> None:
@@ -117,20 +126,32 @@ def queries(program: Path, child: Child) -> None:
 
 
 def moves(program: Path, child: Child, home: int, node: int) -> None:
-    pace, calls = Pace(), [0.0]
-    loop, passes, ours = [], [], []
+    loop, passes, bound, batches, calls = [], [], [], [], []
+    pace = Pace()
+    whole_pass(child, home, node, pace, CALL_SECONDS)  # learns the pace, and settles what is not in the area
     for _ in range(ROUNDS):
         back(child, home)
         theirs = in_c(program, child, "move", str(BATCH), str(node))
         back(child, home)
         loop.append(theirs / timed(lambda: move(child, node)))
         back(child, home)
-        ours.append(timed(lambda: whole_pass(child, home, node, pace, calls)))
-        passes.append(theirs / ours[-1])
-    rate = len(child.addresses) / 4 / statistics.median(ours)
+        theirs = in_c(program, child, "pass", str(BATCH), str(node))
+        back(child, home)
+        passes.append(theirs / timed(lambda: whole_pass(child, home, node, SameBatches(), 1e9)))
+        back(child, home)
+        begin = time.perf_counter()
+        steps = [step for step in whole_pass(child, home, node, pace, CALL_SECONDS) if step.bytes_moved]
+        took = time.perf_counter() - begin
+        batches.append(int(statistics.median(step.bytes_moved for step in steps)) // 4096)
+        calls.append(statistics.median(step.call_seconds for step in steps))
+        back(child, home)
+        bound.append(in_c(program, child, "pass", str(batches[-1]), str(node)) / took)
     print(f"moves, the calls alone: ratio to C {statistics.median(loop):.2f}")
-    print(f"moves, whole passes: {rate:.0f} pages/s, ratio to C {statistics.median(passes):.2f}")
-    print(f"longest call: {max(calls) * 1000:.1f} ms, of {Pace.FEWEST} to {Pace.MOST} pages")
+    print(f"moves, whole passes, {BATCH} pages a call: ratio to C {statistics.median(passes):.2f}")
+    print(
+        f"moves, calls bound to {CALL_SECONDS * 1000:.0f} ms: {statistics.median(batches):.0f} pages and"
+        f" {statistics.median(calls) * 1000:.1f} ms a call, ratio to C {statistics.median(bound):.2f}"
+    )
 
 
 main()

@@ -85,6 +85,7 @@ def test_small_pages_reach_the_ratio(children: list[Child]) -> None:
     child = Child(256, "small")
     children.append(child)
     assert (child.nodes() == 0).all()
+    before = measure.measure(ROOT, child.popen.pid).bytes_by_node
     results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
     after = child.nodes()
     assert abs((after == 1).mean() - 0.25) < 0.005
@@ -92,9 +93,12 @@ def test_small_pages_reach_the_ratio(children: list[Child]) -> None:
     ones = np.concatenate([[0], np.cumsum(after == 1)])
     for length in (4, 5, 7, 16, 1001):
         assert np.abs(ones[length:] - ones[:-length] - length / 4).max() <= 1
-    # As many moves as there are pages on the other node now: none was moved twice, none in vain.
+    # As many moves as there are pages on the other node now: none was moved twice, none in vain. (A few pages of its
+    # files may have been there before.)
     found = measure.measure(ROOT, child.popen.pid)
-    assert moved(results) * 4096 == found.bytes_by_node[1]
+    away, back = (sum(result.moved.get(way, (0, 0))[1] for result in results) for way in ((0, 1), (1, 0)))
+    assert away - back == found.bytes_by_node[1] - before.get(1, 0)
+    assert back <= before.get(1, 0)
     assert moved(results) == sum(result.planned for result in results)
     assert failed(results) == {}
     assert found.distance(THREE_TO_ONE) < 0.005
