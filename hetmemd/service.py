@@ -338,8 +338,10 @@ async def _serve(root: Root, found: Settings) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hetmemd", description="Gives cgroups a memory policy. See hetmemd(8).")
     parser.add_argument("--version", action="version", version=f"hetmemd {__version__}")
-    parser.parse_args(arguments)
-    root = Root()
+    parser.add_argument(
+        "--root", default="/", metavar="DIR", help="where proc, sys, etc, run and var are; for tests beside a real one"
+    )
+    root = Root(parser.parse_args(arguments).root)
     journal.set_up()
     try:
         found = settings.load(root)

@@ -1,0 +1,272 @@
+"""The whole daemon on this machine's own kernel: real tasks, real cgroups, its files in a folder of the test's own.
+
+One memory node is enough to see a policy in force; where pages go is seen in the lab (tests/guest).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel import cgroupfs, procfs
+from hetmemd.kernel.root import Root
+
+pytestmark = pytest.mark.root
+
+PATIENCE = 30.0
+INTERLEAVE = "interleave=static:0"
+
+
+def eventually(what: str, done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.01)
+
+
+class Daemon:
+    """`hetmemd --root` on a folder whose proc and sys are this machine's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("proc", "sys"):
+            (folder / name).symlink_to(f"/{name}")
+        self.files = folder / "etc/hetmemd.d"
+        self.files.mkdir(parents=True)
+        (folder / "etc/hetmemd.toml").write_text('listen = ""\nscan_interval = "5s"\n')
+        self.popen: subprocess.Popen[str] | None = None
+        self.journal = folder / "journal"
+
+    def start(self) -> None:
+        with self.journal.open("a") as journal:
+            said = self.journal.read_text().count(" works: ")
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "hetmemd.service", "--root", str(self.folder)], stderr=journal, text=True
+            )
+        eventually("the daemon works", lambda: self.journal.read_text().count(" works: ") > said)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        assert self.popen
+        self.popen.send_signal(how)
+        return self.popen.wait(PATIENCE)
+
+    def drop(self, name: str, text: str) -> Path:
+        (self.files / f".{name}").write_text(text)
+        return (self.files / f".{name}").rename(self.files / name)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    yield daemon
+    assert daemon.popen
+    if daemon.popen.poll() is None:
+        assert daemon.stop() == 0, daemon.journal.read_text()
+    assert "Traceback" not in daemon.journal.read_text()
+
+
+class Group:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.folder = Path(cgroupfs.directory(Root(), path))
+        self.folder.mkdir()
+
+    def take(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+
+@pytest.fixture
+def group() -> Generator[Group, None, None]:
+    group = Group(f"/hetmemd-test-{uuid.uuid4().hex[:8]}")
+    yield group
+    eventually("its tasks are gone", lambda: not cgroupfs.populated(Root(), group.path))
+    for child in sorted(group.folder.rglob("*"), reverse=True):
+        if child.is_dir():
+            child.rmdir()
+    group.folder.rmdir()
+
+
+@pytest.fixture
+def task(group: Group) -> Generator[subprocess.Popen[bytes], None, None]:
+    """Depends on the group: ended before that is removed."""
+    with subprocess.Popen(["sleep", "10000"]) as popen:
+        yield popen
+        popen.kill()
+
+
+Task = subprocess.Popen[bytes]
+
+
+def shown(pid: int, tid: int | None = None) -> str:
+    return str(procfs.thread_policy(Root(), pid, tid or pid))
+
+
+def policy(path: str, mode: str = "interleave", more: str = "") -> str:
+    nodes = "" if mode in ("default", "local") else 'nodes = "all"\n'
+    return f'[[policy]]\ncgroup = "{path}"\nmode = "{mode}"\n{nodes}{more}'
+
+
+def test_T1_T3_a_task_gets_the_policy_of_its_cgroup_and_gives_it_back(daemon: Daemon, group: Group, task: Task) -> None:
+    daemon.drop("50-a.toml", policy(group.path))
+    group.take(task.pid)
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    cgroup = procfs.cgroup_path(Root(), os.getpid())
+    assert cgroup is not None
+    (Path(cgroupfs.directory(Root(), cgroup)) / "cgroup.procs").write_text(str(task.pid))
+    eventually("it is given back", lambda: shown(task.pid) == "default")
+
+
+def test_F3_files_that_come_change_and_go(daemon: Daemon, group: Group, task: Task) -> None:
+    group.take(task.pid)
+    file = daemon.drop("50-a.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    daemon.drop("50-a.toml", policy(group.path, "bind"))
+    eventually("the change holds", lambda: shown(task.pid) == "bind=static:0")
+    daemon.drop("50-a.toml", "[[policy]]\ncgroup = 1\n")
+    daemon.drop("60-b.toml", policy(group.path, "local"))
+    eventually("F2: reported with its line", lambda: "50-a.toml:2" in daemon.journal.read_text())
+    eventually("M1: the later file wins", lambda: shown(task.pid) == "local")
+    (daemon.files / "60-b.toml").unlink()
+    eventually("F2: its last good version holds", lambda: shown(task.pid) == "bind=static:0")
+    file.unlink()
+    eventually("L3: undone", lambda: shown(task.pid) == "default")
+
+
+def test_T2_all_threads_and_children_of_a_busy_process_come_to_it(daemon: Daemon, group: Group) -> None:
+    """Threads and children are made all the while, faster than anybody looks."""
+    program = (
+        "import os, threading, time\n"
+        "def churn():\n"
+        "    while True: threading.Thread(target=time.sleep, args=(0.02,)).start(); time.sleep(0.002)\n"
+        "for _ in range(3): threading.Thread(target=churn, daemon=True).start()\n"
+        "while True:\n"
+        "    if os.fork() == 0: time.sleep(0.05); os._exit(0)\n"
+        "    time.sleep(0.01)\n"
+        "    try:\n"
+        "        while os.waitpid(-1, os.WNOHANG)[0]: pass\n"
+        "    except ChildProcessError: pass\n"
+    )
+    daemon.drop("50-a.toml", policy(group.path))
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program]) as popen:
+        try:
+            group.take(popen.pid)
+
+            def everybody() -> bool:
+                found = set()
+                for pid in cgroupfs.procs(Root(), group.path):
+                    try:
+                        found |= {shown(pid, tid) for tid in procfs.tids(Root(), pid)}
+                    except (FileNotFoundError, ProcessLookupError):
+                        continue
+                return found - {"None"} == {INTERLEAVE}
+
+            eventually("everybody has it", everybody)
+        finally:
+            popen.kill()
+
+
+def test_T4_an_applications_own_policy_stays(daemon: Daemon, group: Group) -> None:
+    own = "import ctypes, time; ctypes.CDLL(None).syscall(238, 4, None, 0); print(flush=True); time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", own], stdout=subprocess.PIPE) as popen:
+        assert popen.stdout
+        popen.stdout.readline()
+        assert shown(popen.pid) == "local"
+        daemon.drop("50-a.toml", policy(group.path))
+        group.take(popen.pid)
+        with subprocess.Popen(["sleep", "10000"]) as other:
+            group.take(other.pid)
+            eventually("the other has been treated", lambda: shown(other.pid) == INTERLEAVE)
+            other.kill()
+        assert shown(popen.pid) == "local"
+        popen.kill()
+
+
+def test_M2_cgroups_that_come_later_and_I1_their_children(daemon: Daemon, group: Group, task: Task) -> None:
+    daemon.drop("50-a.toml", policy(f"{group.path}/a*"))
+    child = group.folder / "abc/below"
+    child.mkdir(parents=True)
+    (child / "cgroup.procs").write_text(str(task.pid))
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+
+
+def test_L1_L4_a_killed_daemon_knows_its_own(daemon: Daemon, group: Group, task: Task) -> None:
+    group.take(task.pid)
+    daemon.drop("50-a.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    daemon.stop(signal.SIGKILL)
+    applications = daemon.journal.read_text().count("applied of")
+    daemon.start()
+    assert daemon.journal.read_text().count("applied of") == applications
+    daemon.drop("50-a.toml", policy(group.path, "bind"))
+    eventually("what it issued before is its own", lambda: shown(task.pid) == "bind=static:0")
+
+
+def test_F2_a_broken_file_whose_last_good_version_is_lost_undoes_nothing(
+    daemon: Daemon, group: Group, task: Task
+) -> None:
+    group.take(task.pid)
+    file = daemon.drop("50-a.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    daemon.stop()
+    file.write_text("nonsense")
+    shutil.rmtree(daemon.folder / "var/lib/hetmemd/last-good")
+    daemon.start()
+    assert shown(task.pid) == INTERLEAVE
+    file.unlink()
+    eventually("L3: undone when the file is gone", lambda: shown(task.pid) == "default")
+
+
+def test_the_kill_switch_stops_everything_at_once(daemon: Daemon, group: Group, task: Task) -> None:
+    switch = daemon.folder / "run/hetmemd/observe"
+    switch.touch()
+    eventually("said", lambda: "nothing is applied or moved" in daemon.journal.read_text())
+    group.take(task.pid)
+    daemon.drop("50-a.toml", policy(group.path))
+    eventually("seen", lambda: re.search(r"deferred \(observe\)", daemon.journal.read_text()))
+    assert shown(task.pid) == "default"
+    switch.unlink()
+    eventually("on again", lambda: shown(task.pid) == INTERLEAVE)
+
+
+def test_one_daemon_at_a_time(daemon: Daemon) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "hetmemd.service", "--root", str(daemon.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert second.returncode == 78
+    assert "runs already" in second.stderr
+
+
+def test_broken_settings_are_refused_with_their_line_and_at_a_reload_the_old_ones_stay(
+    daemon: Daemon, group: Group, task: Task
+) -> None:
+    settings = daemon.folder / "etc/hetmemd.toml"
+    settings.write_text('listen = ""\nrat = 3\n')
+    eventually("said", lambda: re.search(r"hetmemd\.toml:2: .*rat", daemon.journal.read_text()))
+    group.take(task.pid)
+    daemon.drop("50-a.toml", policy(group.path))
+    eventually("it works on", lambda: shown(task.pid) == INTERLEAVE)
+    daemon.stop()
+    refused = subprocess.run(
+        [sys.executable, "-m", "hetmemd.service", "--root", str(daemon.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert refused.returncode == 78
+    assert "hetmemd.toml:2" in refused.stderr
