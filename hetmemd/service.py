@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -175,7 +176,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
         await self._engine.close()
-        await self._balancer.close()
+        self._balancer.close()
         self._control.close()
         self._watcher.close()
         self._tracer.close()
@@ -184,6 +185,10 @@ class Service:
         kept = sum(len(self._ledger.marks(process)) for process in self._ledger.processes())
         self._ledger.close()
         journal.stopped(kept)
+        if self._steering.stuck or self._balancer.stuck:
+            # The interpreter would wait at its exit for threads that wait for others' locks.
+            logging.shutdown()
+            os._exit(0)
 
     # -- what comes in
 

@@ -11,10 +11,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
+from hetmemd.engine.offloop import OffLoop, StuckError
 from hetmemd.engine.record import Record
 from hetmemd.kernel import libc
 from hetmemd.kernel.root import Root
@@ -22,7 +21,7 @@ from hetmemd.machine.topology import Machine
 from hetmemd.memory import plan
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.measure import measure
+from hetmemd.memory.measure import Measurement, measure
 from hetmemd.memory.rebalance import Pace, ProcessPass
 from hetmemd.policy.effective import Effective, Placement
 from hetmemd.remote.result import Outcome
@@ -31,7 +30,6 @@ from hetmemd.report.tally import Tally
 from hetmemd.tasks import scan
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 GLOBAL = "global"
 """The key of the bucket in which every move pays."""
@@ -39,6 +37,9 @@ MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
 LEAST = 2 << 20
 """Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
+THREADS = 8
+"""One works at a time: the others are there for calls that are stuck."""
+STEP_SECONDS = 10.0
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
 LONGEST_BACKOFF = 600.0
@@ -80,7 +81,7 @@ class Balancer:
         self._budgets = budgets
         self._tally = tally
         self._changed = changed
-        self._thread = ThreadPoolExecutor(1, "mover")
+        self._threads = OffLoop("mover", THREADS, STEP_SECONDS)
         self._passes: dict[int, _Pass] = {}
         self._headroom = Headroom(root)
         self._pace = Pace()
@@ -120,16 +121,22 @@ class Balancer:
             self._passes.pop(record.process.pid, None)
             record.idle_passes += 1
             record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
-            record.acted = f"moving pages: {error}"
-            if isinstance(error, OSError):
-                log.warning("moving pages of %s[%d]: %s", record.comm, record.process.pid, error)
+            why = "its mmap lock is held" if isinstance(error, StuckError) else str(error)
+            record.acted = f"moving pages: {why}"
+            if isinstance(error, (OSError, StuckError)):
+                log.warning("moving pages of %s[%d]: %s", record.comm, record.process.pid, why)
             else:
                 log.exception("moving pages of %s[%d] failed", record.comm, record.process.pid)
 
-    async def close(self) -> None:
-        """Returns when the step that is under way is over: at most the bound of one call."""
+    def close(self) -> None:
+        """A step that is under way ends by itself within the bound of one call, or is stuck."""
         self._passes.clear()
-        await asyncio.to_thread(self._thread.shutdown)
+        self._threads.close()
+
+    @property
+    def stuck(self) -> int:
+        """Calls that wait for a target's mmap lock."""
+        return self._threads.stuck
 
     # -- measuring
 
@@ -196,7 +203,7 @@ class Balancer:
         if self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
-        result = await self._in_thread(lambda: active.mover.step(allowed))
+        result = await self._threads.call(record.process, lambda: active.mover.step(allowed))
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
@@ -237,7 +244,7 @@ class Balancer:
         """The distance, written into the record with the bytes; None where it could not be had."""
         begin = time.monotonic()
         try:
-            found = await self._in_thread(lambda: measure(self._root, record.process.pid, self._reader(record)))
+            found = await self._threads.call(record.process, lambda: self._read(record))
         except OSError as error:
             if not libc.is_gone(error):
                 record.acted = str(error)
@@ -250,12 +257,10 @@ class Balancer:
         self._changed.set()
         return record.distance
 
-    def _reader(self, record: Record) -> int | None:
+    def _read(self, record: Record) -> Measurement:
         """A dead leader's numa_maps is empty: any live thread serves (T1)."""
-        return scan.live_thread(self._root, record.process.pid)
-
-    def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+        pid = record.process.pid
+        return measure(self._root, pid, scan.live_thread(self._root, pid))
 
 
 def _may_move(record: Record) -> bool:

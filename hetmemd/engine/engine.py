@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.offloop import StuckError
 from hetmemd.engine.pending import Pending
 from hetmemd.engine.record import Record
 from hetmemd.engine.steering import Steering
@@ -116,6 +117,7 @@ class Engine:
         for look in list(self._looks.values()):
             look.cancel()
         await asyncio.gather(*self._looks.values(), return_exceptions=True)
+        self._steering.close()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -225,6 +227,10 @@ class Engine:
             if record is not None:
                 changed = await self._steering.look(record)
                 self._after(record, changed, hinted)
+        except StuckError:
+            if record is not None:
+                record.outcome, record.reason = Outcome.DEFERRED, "mmap-lock"
+                self._after(record, False, None)
         except OSError as error:
             if libc.is_gone(error):
                 self._forget(pid)

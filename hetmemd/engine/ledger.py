@@ -76,7 +76,7 @@ class Ledger:
         """Before an act: from here on a thread that is found with this value may be ours."""
         if policy != mempolicy.DEFAULT and policy not in self.issued:
             self._db.execute("INSERT OR IGNORE INTO issued VALUES (?)", (str(policy),))
-            self.issued.add(policy)
+            self.issued |= {policy}
 
     def set_marks(self, process: ProcessId, marks: Mapping[int, Mark | None]) -> None:
         """After an act, by thread: a mark, or None for a thread that carries nothing of ours any more."""

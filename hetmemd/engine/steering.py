@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hetmemd.engine.decide import Decision, Mark, Verb, decide
 from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, worst
 from hetmemd.kernel import libc, mempolicy, procfs
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -17,6 +18,8 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.result import Outcome, ThreadResult
 
+READERS = 16
+READ_SECONDS = 2.0
 ROUNDS = 8
 """How often the threads of one process are read again while new ones keep coming; the next hint or scan goes on."""
 
@@ -77,7 +80,10 @@ class Steering:
         is_threaded: Callable[[str], bool],
         witness: Witness,
     ) -> None:
-        """`wanted` and `is_threaded` take a cgroup's path. `memory_nodes` are the nodes online with memory."""
+        """`wanted` and `is_threaded` take a cgroup's path. `memory_nodes` are the nodes online with memory.
+
+        Both are called in a reader's thread, and so only read.
+        """
         self._root = root
         self._ledger = ledger
         self.acts = acts
@@ -85,16 +91,27 @@ class Steering:
         self._memory_nodes = memory_nodes
         self._is_threaded = is_threaded
         self._witness = witness
+        self._readers = OffLoop("reader", READERS, READ_SECONDS)
+
+    def close(self) -> None:
+        self._readers.close()
+
+    @property
+    def stuck(self) -> int:
+        """Reads that wait for a target's mmap lock."""
+        return self._readers.stuck
 
     async def look(self, record: Record) -> bool:
         """Bring one process to what its cgroup's policy says. True if anything was changed.
 
-        Updates the record. Raises `OSError` only where the process is gone or may not be read.
+        Updates the record. Raises `OSError` only where the process is gone or may not be read, `StuckError` where its
+        numa_maps cannot be read now.
         """
         changed = False
         tried: dict[int, ThreadResult] = {}
+        threads: list[ThreadView] = []
         for _ in range(ROUNDS):
-            threads = self._read(record)
+            threads = await self._readers.call(record.process, lambda: self._read(record))
             todo: dict[tuple[Mempolicy, str, Verb], list[ThreadView]] = {}
             for thread in threads:
                 if thread.decision.verb in (Verb.APPLY, Verb.RESTORE) and thread.tid not in tried:
@@ -106,7 +123,9 @@ class Steering:
                 results = await self._act(record, policy, why, verb, views)
                 tried.update((result.tid, result) for result in results)
                 changed = changed or any(result.outcome is Outcome.APPLIED for result in results)
-        self._conclude(record, self._read(record), tried)
+        if tried:
+            threads = await self._readers.call(record.process, lambda: self._read(record))
+        self._conclude(record, threads, tried)
         return changed
 
     def _read(self, record: Record) -> list[ThreadView]:
