@@ -44,6 +44,8 @@ class _Died(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.acting: int | None = None
+        """The thread that it held, or was about to."""
 
 
 class Tracer:
@@ -119,26 +121,33 @@ class Tracer:
         if not libc.SUPPORTED:
             return {tid: ThreadResult(tid, Outcome.UNSTEERABLE, "architecture") for tid in tids}
         results: dict[int, ThreadResult] = {}
-        sweep = False
         waiting = list(dict.fromkeys(tids))
+        sweep = False
+        alone = 0
         while waiting:
-            some = waiting[:SLICE]
+            some = waiting[: 1 if alone else SLICE]
+            alone = max(0, alone - 1)
             async with self._turn:
                 try:
-                    request = Request(process, tuple(some), calls, data, policy, sweep)
-                    await self._ask(request, results)
+                    await self._ask(Request(process, tuple(some), calls, data, policy, sweep), results)
                 except _Died as died:
-                    held = next(tid for tid in some if tid not in results)
-                    results[held] = ThreadResult(held, Outcome.DEFERRED, died.reason)
                     sweep = True
+                    rest = [tid for tid in waiting if tid not in results]
                     if self._fruitless >= _FRUITLESS_STARTS:
                         # It cannot live here at all: said for every thread, tried again at the next application.
                         self._fruitless = 0
-                        results |= {
-                            tid: ThreadResult(tid, Outcome.DEFERRED, died.reason)
-                            for tid in waiting
-                            if tid not in results
-                        }
+                        held = rest
+                    elif died.acting is not None:
+                        held = [died.acting]
+                        if died.reason == "timeout":
+                            self._fruitless = 0  # the thread's fault, not the tracer's
+                    elif len(some) == 1:
+                        held = some
+                    else:
+                        # It hung or failed where it only looks: which thread that was is found out one by one.
+                        held = []
+                        alone = len(some)
+                    results |= {tid: ThreadResult(tid, Outcome.DEFERRED, died.reason) for tid in held}
             waiting = [tid for tid in waiting if tid not in results]
         return results
 
@@ -147,15 +156,22 @@ class Tracer:
             self._kill()  # it died while nothing was asked of it
         connection = self._connection or await self._start()
         finished = False
+        acting = None
+        missing = set(request.tids)
         try:
             connection.send(wire.pack_request(request))
-            for _ in request.tids:
-                result = wire.unpack_result(await _receive(connection, self._limit))
-                results[result.tid] = result
-                self._fruitless = 0
+            while missing:
+                latest, acting = wire.unpack_answer(await _receive(connection, self._limit))
+                results |= {result.tid: result for result in latest}
+                missing -= {result.tid for result in latest}
+                if latest:
+                    self._fruitless = 0
             finished = True
         except OSError:
             raise _Died("tracer-died") from None
+        except _Died as died:
+            died.acting = acting
+            raise
         finally:
             if not finished:
                 # Also where the caller was cancelled: answers to nobody would be taken for the next one's.

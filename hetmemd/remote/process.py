@@ -48,18 +48,18 @@ class Tracer:
         self._own_memory: tuple[ProcessId, float] | None = None
 
     def serve(self, request: Request, connection: Answers) -> None:
-        """Answer with one packet for each thread, in order, as each is finished."""
+        """Answer for each thread, in order; before each act all that is finished, with the thread that is next.
+
+        So the daemon knows which thread is held whenever it kills this process.
+        """
         try:
             precheck.identity(request.process.pid, self._spared)
             target = Target(self._root, request.process)
         except Declined as declined:
-            for tid in request.tids:
-                connection.send(wire.pack_result(_declined(tid, declined)))
+            connection.send(wire.pack_answer([_declined(tid, declined) for tid in request.tids], None))
             return
         try:
-            work = _Work(self, self._root, target, request)
-            for tid in request.tids:
-                connection.send(wire.pack_result(work.thread(tid)))
+            _Work(self, self._root, target, request, connection).run()
         finally:
             target.close()
 
@@ -82,7 +82,7 @@ class Tracer:
 class _Work:
     """One request on its process."""
 
-    def __init__(self, tracer: Tracer, root: Root, target: Target, request: Request) -> None:
+    def __init__(self, tracer: Tracer, root: Root, target: Target, request: Request, connection: Answers) -> None:
         self._tracer = tracer
         self._root = root
         self._target = target
@@ -90,8 +90,20 @@ class _Work:
         self._is_checked = False
         self._objection: Declined | None = None
         self._is_threaded = False
+        self._connection = connection
+        self._finished: list[ThreadResult] = []
 
-    def thread(self, tid: int) -> ThreadResult:
+    def run(self) -> None:
+        for tid in self._request.tids:
+            result = self._thread(tid)
+            self._finished.append(result)
+        self._answer(None)
+
+    def _answer(self, acting: int | None) -> None:
+        self._connection.send(wire.pack_answer(self._finished, acting))
+        self._finished.clear()
+
+    def _thread(self, tid: int) -> ThreadResult:
         policy = self._request.policy
         before = after = None
         pause_ns = 0
@@ -102,6 +114,7 @@ class _Work:
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
             self._check(tid)
+            self._answer(tid)
             done = self._tracer.actor.act(self._target, tid, () if sees_it else self._request.calls, self._request.data)
             pause_ns = done.pause_ns
             failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0

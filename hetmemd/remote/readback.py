@@ -6,6 +6,7 @@ numa_maps shows the nodes that a policy comes to after cpusets, not those asked 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 from hetmemd.kernel import mempolicy, nodelist, procfs
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
@@ -14,6 +15,8 @@ from hetmemd.kernel.root import Root
 _HEAD = 80
 """Enough for the first region in nearly every case; each further region costs a walk of all its pages."""
 _MORE = 4096
+_TWO_WORDS = (b"weighted", b"prefer")
+"""First words of `weighted interleave` and `prefer (many)`; plain `prefer` is followed by `:` or `=`."""
 
 
 def thread_policies(directory: int, tid: int, limit: int = _HEAD) -> list[Mempolicy]:
@@ -32,17 +35,29 @@ def thread_policies(directory: int, tid: int, limit: int = _HEAD) -> list[Mempol
             head += more
     finally:
         os.close(fd)
-    first, *others = os.fsdecode(head).split("\n")
+    first, *others = head.split(b"\n")
     if not first:
         return []
     # The last line may be cut off anywhere.
-    return [mempolicy.parse_line(line) for line in (first, *others[:-1])]
+    return [_parse(_policy_text(line)) for line in (first, *others[:-1])]
+
+
+def _policy_text(line: bytes) -> bytes:
+    """Of `7f..000 weighted interleave=static:0-1 anon=3 ...` what stands between the address and the counts."""
+    rest = line.partition(b" ")[2]
+    first, _, more = rest.partition(b" ")
+    return first + b" " + more.partition(b" ")[0] if first in _TWO_WORDS else first
+
+
+@lru_cache(maxsize=256)
+def _parse(text: bytes) -> Mempolicy:
+    return mempolicy.parse(text.decode())
 
 
 def _is_complete(head: bytes) -> bool:
     line = head.split(b"\n", 1)[0]
     rest = line.partition(b" ")[2]
-    spaces = 2 if rest.startswith((b"weighted", b"prefer (")) else 1
+    spaces = 2 if rest.partition(b" ")[0] in _TWO_WORDS else 1
     return len(line) < len(head) or rest.count(b" ") >= spaces
 
 

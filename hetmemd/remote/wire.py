@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hetmemd.kernel import mempolicy
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -72,8 +74,9 @@ def unpack_request(packet: bytes) -> Request:
     )
 
 
-def pack_result(result: ThreadResult) -> bytes:
-    return json.dumps(
+def pack_answer(results: Sequence[ThreadResult], acting: int | None) -> bytes:
+    """Results since the last answer, and the thread that is about to be acted on, if any."""
+    rows = [
         (
             result.tid,
             result.outcome,
@@ -83,17 +86,25 @@ def pack_result(result: ThreadResult) -> bytes:
             _text(result.after),
             result.pause_ns,
         )
-    ).encode()
+        for result in results
+    ]
+    return json.dumps((acting, rows)).encode()
 
 
-def unpack_result(packet: bytes) -> ThreadResult:
-    tid, outcome, reason, errno, before, after, pause_ns = json.loads(packet)
-    return ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
+def unpack_answer(packet: bytes) -> tuple[list[ThreadResult], int | None]:
+    acting, rows = json.loads(packet)
+    results = [
+        ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
+        for tid, outcome, reason, errno, before, after, pause_ns in rows
+    ]
+    return results, acting
 
 
+@lru_cache(maxsize=256)
 def _text(policy: Mempolicy | None) -> str | None:
     return None if policy is None else str(policy)
 
 
+@lru_cache(maxsize=256)
 def _policy(text: str | None) -> Mempolicy | None:
     return None if text is None else mempolicy.parse(text)

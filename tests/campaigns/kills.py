@@ -83,9 +83,9 @@ class Sink:
         self._shared = shared
 
     def send(self, packet: bytes) -> int:
-        result = wire.unpack_result(packet)
-        if result.outcome is Outcome.APPLIED and result.pause_ns:
-            self._shared.finished += 1
+        for result in wire.unpack_answer(packet)[0]:
+            if result.outcome is Outcome.APPLIED and result.pause_ns:
+                self._shared.finished += 1
         self._shared.step = -1
         self._shared.tell()
         return len(packet)

@@ -21,16 +21,16 @@ STEPS = 34
 wait, get, set, zero, detach; each before and after. A blocked thread is not asked for its rseq."""
 
 
-def make(die_at: int) -> Tracer:
-    """A `Tracer` whose process dies at step `die_at` of each act that gets so far."""
+def make(die_at: int, by: signal.Signals = signal.SIGKILL, limit_seconds: float = 20.0) -> Tracer:
+    """A `Tracer` whose process dies at step `die_at` of each act that gets so far, or hangs there, by SIGSTOP."""
     from hetmemd.kernel.root import Root
     from hetmemd.remote.client import Tracer
 
     class DyingTracer(Tracer):
         def _command(self) -> list[str]:
-            return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(die_at)]
+            return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(die_at), str(int(by))]
 
-    return DyingTracer(Root(), limit_seconds=20.0)
+    return DyingTracer(Root(), limit_seconds)
 
 
 def install(reached: Callable[[int], None]) -> None:
@@ -60,13 +60,13 @@ def install(reached: Callable[[int], None]) -> None:
 
 
 def _main() -> None:
-    die_at, parent, descriptor, daemon, prefix = sys.argv[1:]
+    die_at, by, parent, descriptor, daemon, prefix = sys.argv[1:]
     sys.path.insert(0, parent)
     from hetmemd.remote import process
 
     def reached(step: int) -> None:
         if step == int(die_at):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(by))
 
     install(reached)
     process.main(int(descriptor), int(daemon), prefix)
