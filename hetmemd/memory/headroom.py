@@ -21,11 +21,11 @@ def reserve(marks: zoneinfo.Watermarks) -> int:
 
 
 class Headroom:
-    """Room on nodes. Watermarks are read once, free pages at each question."""
+    """Room on nodes. Watermarks are read once, and again for a node that is new; free pages at each question."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._reserve = {node: reserve(marks) for node, marks in zoneinfo.watermarks(root).items()}
+        self._reserve: dict[int, int] = {}
 
     def room(self, node: int, huge: bool = False) -> int:
         """Pages that may be moved there now.
@@ -35,7 +35,9 @@ class Headroom:
         memory in one piece. 0 where the node has no memory or is gone.
         """
         if node not in self._reserve:
-            return 0
+            self._reserve = {each: reserve(marks) for each, marks in zoneinfo.watermarks(self._root).items()}
+            if node not in self._reserve:
+                return 0
         try:
             counts = zoneinfo.node_vmstat(self._root, node)
         except OSError as error:

@@ -79,6 +79,7 @@ class _Batch:
     sources: NDArray[np.int16]
     since: float
     tries: int = 0
+    """Calls that moved less than half of it."""
 
     def part(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> _Batch:
         return replace(self, addresses=self.addresses[chosen], sizes=self.sizes[chosen], sources=self.sources[chosen])
@@ -217,7 +218,7 @@ class ProcessPass:
         """Take the next chunk: its folios, their nodes, the plan."""
         if self._spans is None:
             found = regions.read(self._root, self.process.pid, self._tid)
-            self._spans = deque(_spans(found, self._kinds))
+            self._spans = deque(spans(found, self._kinds))
             self._headroom = self._headroom or Headroom(self._root)
         if not self._spans or self._is_stuck():
             self._over = True
@@ -327,7 +328,7 @@ class ProcessPass:
             self._refuse(rest, _OF_CALL.get(-call.result, "other"))
         elif (moved | absent | said).any() and rest.tries < 2:
             # It stopped at a page that would not move; those behind it were not tried.
-            rest.tries += 1
+            rest.tries += count * 2 < batch.pages
             self._batches.append(rest)
         else:
             assert self._headroom is not None
@@ -360,7 +361,7 @@ def _frames(root: Root) -> Generator[folios.Frames | None, None, None]:
         known.close()
 
 
-def _spans(found: list[regions.Region], kinds: frozenset[str]) -> list[tuple[int, int]]:
+def spans(found: list[regions.Region], kinds: frozenset[str]) -> list[tuple[int, int]]:
     """Address ranges that are acted on, ascending, neighbours joined."""
     spans: list[tuple[int, int]] = []
     for region in found:

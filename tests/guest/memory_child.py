@@ -1,9 +1,10 @@
 """A process whose memory is known page by page: maps, fills, waits, and says whether its contents are still right.
 
-usage: memory_child.py MEBIBYTES small|huge|holed|plain|ballast [fork]
+usage: memory_child.py MEBIBYTES small|huge|holed|plain|ballast [fork|pin|lock]
 `holed` are huge pages of which page 7 is given back; `plain` leaves their size to the system; `ballast` takes room.
 Prints `ADDRESS LENGTH` in decimal when all is filled; at the end of standard input checks and prints `intact` or what
-is wrong. With `fork` a child shares all pages until then.
+is wrong. With `fork` a child shares all pages until then; with `pin` the first 16 are held by a pipe; with `lock` all
+are locked in memory.
 """
 
 import ctypes
@@ -14,10 +15,22 @@ import sys
 
 PAGE = 4096
 HUGE = 2 << 20
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def stamp(number: int) -> bytes:
     return (number * 2654435761 % (1 << 64)).to_bytes(8, "little")
+
+
+class Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def pin(address: int, length: int) -> None:
+    """A pipe takes references to the pages (vmsplice(2)): the kernel cannot move them until it is read."""
+    _, kept_open = os.pipe()
+    piece = Iovec(address, length)
+    assert libc.vmsplice(kept_open, ctypes.byref(piece), ctypes.c_ulong(1), 0) == length
 
 
 def main() -> None:
@@ -48,6 +61,10 @@ def main() -> None:
         sharer = os.fork()
         if not sharer:
             signal.pause()
+    if "pin" in sys.argv[3:]:
+        pin(base + skip, 16 * PAGE)
+    if "lock" in sys.argv[3:]:
+        assert not libc.mlock(ctypes.c_void_p(base + skip), ctypes.c_size_t(size))
     print(base + skip, size, flush=True)
     sys.stdin.read()
     wrong = 0

@@ -215,6 +215,43 @@ def test_pages_shared_with_a_child_are_left(children: list[Child]) -> None:
     assert child.verdict() == "intact"
 
 
+def test_pinned_pages_are_given_up_and_the_others_moved(children: list[Child]) -> None:
+    child = Child(8, "small", "pin")
+    children.append(child)
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    nodes = child.nodes()
+    assert (nodes[:16] == 0).all()
+    assert failed(results) == {"busy": 4}
+    assert int((nodes == 1).sum()) == 512 - 4
+    again = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    assert moved(again) == 0
+    assert failed(again) == {"busy": 4}
+    assert child.verdict() == "intact"
+
+
+def test_locked_pages_move(children: list[Child]) -> None:
+    child = Child(8, "small", "lock")
+    children.append(child)
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    assert int((child.nodes() == 1).sum()) == 512
+    assert failed(results) == {}
+    assert child.verdict() == "intact"
+
+
+def test_a_process_that_ends_meanwhile(children: list[Child]) -> None:
+    child = Child(16, "small")
+    children.append(child)
+    mover = ProcessPass(ROOT, child.process, THREE_TO_ONE)
+    waiting = mover.step(4096)
+    assert waiting.needs == 4096
+    child.popen.kill()
+    child.popen.wait()
+    last = mover.step(64 << 20)
+    assert (last.done, last.gone) == (True, True)
+    assert last.failed["gone"] > 0
+    assert mover.step(64 << 20).done
+
+
 def test_a_cpuset_refuses(children: list[Child]) -> None:
     child = Child(8, "small")
     children.append(child)
