@@ -90,7 +90,8 @@ class Actor:
         try:
             if not is_its_own:
                 raise gone()
-            held.look()
+            if not held.look():
+                raise _Again
             was_full = held.sweep() and not plan.slot
             if plan.calls:
                 if not plan.slot:

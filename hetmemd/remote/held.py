@@ -44,9 +44,12 @@ class Held:
         if registers is not before:
             self._resumed = self._abi.pack(registers)
 
-    def look(self) -> None:
-        """What can only be seen of a stopped thread, and forbids the call."""
+    def look(self) -> bool:
+        """What can only be seen of a stopped thread, and forbids the call. False: it runs another program by now."""
         if self._abi is not self.target.abi:
+            self.target.forget_memory()
+            if self._abi is self.target.abi:
+                return False
             # 64-bit code in a 32-bit program, the other way round, or neither.
             raise Declined(Outcome.UNSTEERABLE, "compat")
         if self._registers[self._abi.pc] in self.target.vdso.padding:
@@ -54,6 +57,7 @@ class Held:
             raise Declined(Outcome.DEFERRED, "stub")
         if ptrace.syscall_user_dispatch(self.tid):
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
+        return True
 
     def sweep(self) -> bool:
         """Zero what dead tracers left and nobody can need any more. True if there was anything."""

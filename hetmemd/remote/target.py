@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 
-from hetmemd.kernel import procfs, vdso
+from hetmemd.kernel import procfs
+from hetmemd.kernel import vdso as vdsos
 from hetmemd.kernel.procfs import ProcessId, Stat
 from hetmemd.kernel.root import Root
 from hetmemd.remote import slot
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Leftover
 from hetmemd.remote.x86_64 import ABIS, Abi
+
+_LOOKS = 5
+_LOOK_PAUSE = 0.002
 
 
 class Declined(Exception):
@@ -37,9 +42,8 @@ class Target:
         self.living = process.pid
         """A thread that is alive: of a dead leader the kernel shows no memory."""
         self._memory = -1
-        self._vdso: vdso.Vdso | None = None
+        self._found: tuple[vdsos.Vdso, list[Leftover]] | None = None
         self._abi: Abi | None = None
-        self._leftovers: list[Leftover] | None = None
         try:
             self.directory = os.open(root.name(f"/proc/{process.pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -85,9 +89,8 @@ class Target:
         if self._memory >= 0:
             os.close(self._memory)
         self._memory = -1
-        self._vdso = None
+        self._found = None
         self._abi = None
-        self._leftovers = None
 
     @property
     def memory(self) -> int:
@@ -102,20 +105,14 @@ class Target:
         return self._memory
 
     @property
-    def vdso(self) -> vdso.Vdso:
+    def vdso(self) -> vdsos.Vdso:
         """`Declined` UNSTEERABLE where there is none that a stub can stand in."""
-        if self._vdso is None:
-            try:
-                base, is_64bit = vdso.address(self.read(f"task/{self.living}/auxv"))
-                found = vdso.describe(base, os.pread(self.memory, vdso.PAGE, base))
-                if found.is_64bit != is_64bit:
-                    raise Declined(Outcome.UNSTEERABLE, "x32")
-                if not vdso.is_kernels(os.pread(self.memory, found.image_end, base)):
-                    raise vdso.NoVdso("another image")
-            except (vdso.NoVdso, OSError):
-                raise Declined(Outcome.UNSTEERABLE, "vdso") from None
-            self._vdso = found
-        return self._vdso
+        return self._room()[0]
+
+    @property
+    def leftovers(self) -> list[Leftover]:
+        """Stubs that dead tracers left in this process."""
+        return self._room()[1]
 
     @property
     def abi(self) -> Abi:
@@ -125,17 +122,28 @@ class Target:
             self._abi = next(abi for abi in ABIS if abi.bits == bits)
         return self._abi
 
-    @property
-    def leftovers(self) -> list[Leftover]:
-        """Stubs that dead tracers left in this process. `Declined` where something else is in the padding."""
-        if self._leftovers is None:
-            padding = self.vdso.padding
-            try:
-                content = os.pread(self.memory, len(padding), padding.start)
-                self._leftovers = slot.leftovers(content, padding.start)
-            except (slot.Strange, OSError):
-                raise Declined(Outcome.UNSTEERABLE, "vdso") from None
-        return self._leftovers
+    def _room(self) -> tuple[vdsos.Vdso, list[Leftover]]:
+        if self._found is None:
+            for attempt in range(_LOOKS):
+                try:
+                    self._found = self._look()
+                    break
+                except (vdsos.NoVdso, slot.Strange, OSError):
+                    # Amid an exec nothing fits: one file shows the earlier program, another the next one or nothing.
+                    self.forget_memory()
+                    if attempt == _LOOKS - 1:
+                        raise Declined(Outcome.UNSTEERABLE, "vdso") from None
+                    time.sleep(_LOOK_PAUSE)
+            assert self._found
+        return self._found
+
+    def _look(self) -> tuple[vdsos.Vdso, list[Leftover]]:
+        base, is_64bit = vdsos.address(self.read(f"task/{self.living}/auxv"))
+        found = vdsos.describe(base, os.pread(self.memory, vdsos.PAGE, base))
+        content = os.pread(self.memory, found.size, base)
+        if found.is_64bit != is_64bit or len(content) != found.size or not vdsos.is_kernels(content):
+            raise vdsos.NoVdso("another image")
+        return found, slot.leftovers(content[found.image_end :], found.padding.start)
 
     def zero(self, left: Leftover) -> None:
         """Clear a leftover that nobody can need any more."""
