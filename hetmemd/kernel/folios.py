@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap, Presence, frames
-from hetmemd.kernel.pages import PAGE_SHIFT, PAGE_SIZE
+from hetmemd.kernel.pages import PAGE_SHIFT
 from hetmemd.kernel.root import Root
 
 # include/uapi/linux/kernel-page-flags.h
@@ -68,16 +68,16 @@ class Frames:
 
 def frames_of(pagemap: Pagemap, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
     """The frame of each page, ascending addresses; 0 where it is gone meanwhile, or not shown."""
-    found = np.zeros(len(addresses), dtype=np.int64)
-    cuts = (np.flatnonzero(np.diff(addresses) > _GAP * PAGE_SIZE) + 1).tolist()
-    for first, last in zip([0, *cuts], [*cuts, len(addresses)], strict=True):
-        start = int(addresses[first])
-        piece = pagemap.entries(start, int(addresses[last - 1]) + PAGE_SIZE)
-        where = (addresses[first:last] - start) >> PAGE_SHIFT
-        if len(where) and where[-1] >= len(piece):
-            continue  # it was unmapped
-        found[first:last] = frames(piece[where])
-    return found
+    if not len(addresses):
+        return np.zeros(0, dtype=np.int64)
+    page = addresses >> PAGE_SHIFT
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(page) > _GAP) + 1])
+    ends = np.concatenate([begins[1:], [len(page)]])
+    starts = page[begins]
+    lengths = page[ends - 1] - starts + 1
+    pieces = [pagemap.raw(start, count) for start, count in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    entries = np.frombuffer(b"".join(pieces), dtype=np.uint64)
+    return frames(entries[page + np.repeat(np.cumsum(lengths) - lengths - starts, ends - begins)])
 
 
 def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:

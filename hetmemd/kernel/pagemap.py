@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hetmemd.kernel.pages import PAGE_SIZE, Addresses
+from hetmemd.kernel.pages import PAGE_SHIFT, PAGE_SIZE, Addresses
 from hetmemd.kernel.root import Root
 
 # include/uapi/linux/fs.h
@@ -124,18 +124,20 @@ class Pagemap:
         sizes = np.repeat(np.where(huge, HUGE_PAGES, 1).astype(np.int32), counts)
         return Presence(addresses, sizes, walked)
 
-    def entries(self, start: int, end: int) -> NDArray[np.uint64]:
-        """Raw entries, one a page. Frame numbers in them are 0 without CAP_SYS_ADMIN."""
+    def raw(self, page: int, count: int) -> bytes:
+        """Entries of `count` pages from page number `page` on, 8 bytes each; zeros where nothing is mapped any more.
+
+        Frame numbers in them are 0 without CAP_SYS_ADMIN.
+        """
         try:
-            data = os.pread(self._fd, (end - start) // PAGE_SIZE * 8, start // PAGE_SIZE * 8)
+            return os.pread(self._fd, count * 8, page * 8).ljust(count * 8, b"\0")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.path) from None
-        return np.frombuffer(data, dtype=np.uint64)
 
     def _read(self, start: int, end: int, most: int) -> Presence:
         stop = start + min(most * PAGE_SIZE, _PIECE)
         stop = min(end, stop - stop % HUGE)
-        entries = self.entries(start, stop)
+        entries = np.frombuffer(self.raw(start >> PAGE_SHIFT, (stop - start) >> PAGE_SHIFT), dtype=np.uint64)
         index = np.flatnonzero(entries & _PRESENT)
         return Presence(start + index * PAGE_SIZE, np.ones(len(index), dtype=np.int32), stop)
 
