@@ -133,6 +133,42 @@ DECLARATIONS = _declare(
 
 STATES = ("active", "blocked", "conflict", "default")
 FILE_STATES = ("in-force", "last-good", "rejected", "masked")
+FAILURES: dict[Outcome, tuple[str, ...]] = {
+    Outcome.DEFERRED: (
+        "closed",
+        "frozen",
+        "mmap-lock",
+        "new-threads",
+        "observe",
+        "shared-memory",
+        "short-io",
+        "signals",
+        "stub",
+        "timeout",
+        "traced",
+        "tracer-died",
+        "uninterruptible",
+    ),
+    Outcome.FOREIGN: (),
+    Outcome.CONTESTED: (),
+    Outcome.UNSTEERABLE: ("architecture", "compat", "kernel-thread", "syscall-user-dispatch", "vdso"),
+    Outcome.REFUSED: (
+        "init",
+        "internal-error",
+        "kcmp",
+        "permission",
+        "proc-mem",
+        "readback",
+        "seccomp",
+        "self",
+        "unreadable",
+        "yama",
+    ),
+    Outcome.GONE: ("exited",),
+}
+"""Why an application can fail, as `remote/` says it: each is counted from 0, so that its first is an increase."""
+PAGE_FAILURES = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone")
+"""Why a page can stay where it is, as `memory.rebalance` says it; spelt here, since importing that takes numpy."""
 SOURCES = ("inotify-cgroup", "inotify-files", "proc-connector")
 
 
@@ -210,7 +246,7 @@ def _cgroups(moment: Moment) -> Iterator[Sample]:
 def _applications(moment: Moment) -> Iterator[Sample]:
     totals = moment.totals
     yield "applications_total", (), totals.applications
-    failures = dict.fromkeys(((str(outcome), OTHER) for outcome in Outcome if outcome is not Outcome.APPLIED), 0)
+    failures = {(str(outcome), reason): 0 for outcome, reasons in FAILURES.items() for reason in (*reasons, OTHER)}
     for key, count in sorted((failures | totals.not_applied_by_outcome_reason).items()):
         yield "application_failures_total", key, count
     yield "tracer_restarts_total", (), totals.tracer_restarts
@@ -222,7 +258,7 @@ def _pages(moment: Moment) -> Iterator[Sample]:
         yield "moved_pages_total", pair, pages
     for pair, size in sorted(totals.bytes_by_source_target.items()):
         yield "moved_bytes_total", pair, size
-    for reason, pages in sorted(({OTHER: 0} | totals.failed_pages_by_reason).items()):
+    for reason, pages in sorted((dict.fromkeys((*PAGE_FAILURES, OTHER), 0) | totals.failed_pages_by_reason).items()):
         yield "page_move_failures_total", (reason,), pages
 
 

@@ -36,6 +36,9 @@ from hetmemd.report.inquiry import Inquiry, Resolve
 from hetmemd.report.publish import Publisher
 
 log = logging.getLogger(__name__)
+# It writes an error for every client that goes away before its reply: anybody could fill the journal with that.
+# What fails in a method is said by `_Connection.handle_call_exception`.
+logging.getLogger("asyncvarlink").setLevel(logging.CRITICAL)
 
 LARGEST_CALL = 64 << 10
 """Bytes. A cgroup's path is 4 KiB at most, and nothing else in a call is long."""
@@ -98,6 +101,11 @@ class _Connection(VarlinkInterfaceServerProtocol):
                     await asyncio.shield(self._reply)
             except OSError:  # TimeoutError among them
                 self._control.drop(self)
+
+    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
+        """A fault of ours; the client is told that there was one, and no more."""
+        log.error("control: a call failed", exc_info=exc)
+        super().handle_call_exception(exc, oneway)
 
     def send_reply(
         self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import hetmemd
+from hetmemd.remote.result import Outcome
 from hetmemd.report import metrics
 from hetmemd.report.metrics import DECLARATIONS, Metrics, Moment, named_cgroups
 from hetmemd.report.publish import Publisher
 from hetmemd.report.snapshot import Snapshot
-from hetmemd.report.tally import Tally
+from hetmemd.report.tally import OTHER, Tally
 from tests.unit.report.sample import heir, owner, snapshot, tally, task
 
 GOLDEN = Path(__file__).with_name("metrics.golden")
@@ -150,6 +152,23 @@ def test_sources_count_once_however_they_are_counted() -> None:
     assert value(text, "hetmemd_events_total", source="proc-connector") == 10
     assert value(text, "hetmemd_event_losses_total", source="perf") == 1
     assert value(text, "hetmemd_source_up", source="perf") == 0
+
+
+def test_every_reason_that_is_ever_given_is_counted_from_zero() -> None:
+    from hetmemd.memory.rebalance import REASONS
+
+    assert {*metrics.PAGE_FAILURES, OTHER} == {*REASONS}
+    pattern = re.compile(r'Outcome\.([A-Z]+), "([a-z-]+)"')
+    given = {
+        (str(Outcome[outcome]), reason)
+        for path in (README.parent / "hetmemd/remote").glob("*.py")
+        for outcome, reason in pattern.findall(path.read_text())
+    }
+    assert ("deferred", "frozen") in given
+    assert given <= {(str(outcome), reason) for outcome, reasons in metrics.FAILURES.items() for reason in reasons}
+    text = scrape(None)
+    for outcome, reason in given:
+        assert value(text, "hetmemd_application_failures_total", outcome=outcome, reason=reason) == 0
 
 
 def test_names_can_be_picked() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asyncvarlink import VarlinkClientProtocol, connect_unix_varlink
+from asyncvarlink import GenericVarlinkErrorReply, VarlinkClientProtocol, connect_unix_varlink
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from hetmemd.kernel.root import Root
@@ -155,6 +155,38 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
             assert (await proxy.Explain(cgroup=hostile))["answer"]["cgroup"] == hostile
 
     asyncio.run(scenario())
+
+
+def test_a_fault_of_ours_is_logged_and_the_next_call_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(cgroup: str) -> Effective | None:
+        raise RuntimeError("no such luck")
+
+    async def scenario() -> None:
+        async with serving(tmp_path, resolve=broken), client(tmp_path) as proxy:
+            with pytest.raises(GenericVarlinkErrorReply, match="InternalServerError"):
+                await proxy.Explain(cgroup="/nowhere")
+            assert (await proxy.Status())["status"]["schema"] == 1
+
+    asyncio.run(scenario())
+    assert "no such luck" in caplog.text
+
+
+def test_clients_that_go_away_say_nothing_to_the_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publisher = Publisher()
+    publisher.publish(snapshot(*(owner(f"/a/{number}") for number in range(500))))
+
+    async def scenario() -> None:
+        async with serving(tmp_path, publisher) as control:
+            for _ in range(5):
+                with socket.socket(socket.AF_UNIX) as hasty:
+                    hasty.connect(name(tmp_path))
+                    hasty.send(call("org.hetmemd.Status") * 3)
+                assert await is_well(tmp_path)
+            while control._connections:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 def test_before_the_first_pass(tmp_path: Path) -> None:
