@@ -92,7 +92,8 @@ class _Batch:
 class Pace:
     """How many pages a call can move in its time; what was learned for one process serves for the next."""
 
-    FEWEST, MOST = 64, 16384
+    # With fewer, the fixed cost of a call is nearly all of it: it would take as long, and do nothing.
+    FEWEST, MOST = 256, 16384
 
     def __init__(self) -> None:
         self._pages = {False: 512, True: 512}
