@@ -1,5 +1,7 @@
 """ptrace(2) for one seized tracee at a time, by ctypes: requests, register sets, and waiting.
 
+For a process with one thread: nothing here lets go of the interpreter.
+
 Numbers: include/uapi/linux/ptrace.h. Every function raises `OSError`; ESRCH means that the tracee is gone or not
 stopped. Waiting is `wait_any()`, for a tracer that has one tracee and no children.
 """
@@ -7,10 +9,9 @@ stopped. Waiting is `wait_any()`, for a tracer that has one tracee and no childr
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import NamedTuple
-
-from hetmemd.kernel import libc
 
 _PEEKDATA = 2
 _DETACH = 17
@@ -23,7 +24,6 @@ _INTERRUPT = 0x4207
 _GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
 _GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
 
-_NT_PRSTATUS = 1
 _WALL = 0x40000000
 """Waits for threads too, whatever signal they were made to send (wait(2))."""
 _EVENTS = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL
@@ -37,17 +37,20 @@ EVENT_STOP = 128
 SYSCALL_STOP = 0x85
 """SIGTRAP | 0x80: entry to or exit from a syscall, with O_TRACESYSGOOD."""
 
-_ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+# A thread is stopped while these run. Without `argtypes` ctypes passes what is given as it is: int for the request, the
+# tid and lengths, prepared pointers for the rest. That and PyDLL (with one thread nobody else could use the
+# interpreter meanwhile) halve the cost of a call.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
-_ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_waitid = _libc.waitid
+_NULL = ctypes.c_void_p(0)
+_NT_PRSTATUS = ctypes.c_void_p(1)
 
 
-def _call(request: int, tid: int, address: int = 0, data: int = 0) -> int:
-    result: int = _ptrace(request, tid, address, data)
-    if result == -1:
-        code = ctypes.get_errno()
-        raise OSError(code, f"ptrace {request:#x}: {os.strerror(code)}", f"/proc/{tid}")
-    return result
+def _failed(request: int, tid: int) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, f"ptrace {request:#x}: {os.strerror(code)}", f"/proc/{tid}")
 
 
 class _IoVector(ctypes.Structure):
@@ -60,83 +63,89 @@ class RegisterSet:
     CAPACITY = 512
 
     def __init__(self) -> None:
-        self._buffer = ctypes.create_string_buffer(self.CAPACITY)
+        content = bytearray(self.CAPACITY)
+        self._view = memoryview(content)
+        self._buffer = (ctypes.c_char * self.CAPACITY).from_buffer(content)
         self._vector = _IoVector(ctypes.addressof(self._buffer), self.CAPACITY)
-        self._address = ctypes.addressof(self._vector)
+        self._pointer = ctypes.byref(self._vector)
 
     def get(self, tid: int) -> bytes:
         """PTRACE_GETREGSET: the registers as `struct user_regs_struct` of the tracee's own ABI."""
         self._vector.length = self.CAPACITY
-        _call(_GETREGSET, tid, _NT_PRSTATUS, self._address)
-        return ctypes.string_at(self._buffer, self._vector.length)
+        if _ptrace(_GETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
+            raise _failed(_GETREGSET, tid)
+        return bytes(self._view[: self._vector.length])
 
     def set(self, tid: int, registers: bytes) -> None:
         """PTRACE_SETREGSET."""
-        ctypes.memmove(self._buffer, registers, len(registers))
-        self._vector.length = len(registers)
-        _call(_SETREGSET, tid, _NT_PRSTATUS, self._address)
+        length = len(registers)
+        self._view[:length] = registers
+        self._vector.length = length
+        if _ptrace(_SETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
+            raise _failed(_SETREGSET, tid)
 
 
 def seize(tid: int, options: int) -> None:
     """Become the tracer of a thread without stopping it. EPERM: traced already, exiting, or not permitted."""
-    _call(_SEIZE, tid, 0, options)
+    if _ptrace(_SEIZE, tid, _NULL, ctypes.c_void_p(options)) == -1:
+        raise _failed(_SEIZE, tid)
 
 
 def interrupt(tid: int) -> None:
     """Ask the thread to stop; `wait_any` tells when it has."""
-    _call(_INTERRUPT, tid)
+    if _ptrace(_INTERRUPT, tid, _NULL, _NULL) == -1:
+        raise _failed(_INTERRUPT, tid)
 
 
 def resume_to_syscall(tid: int) -> None:
     """PTRACE_SYSCALL: run until the next entry to or exit from a syscall."""
-    _call(_SYSCALL, tid)
+    if _ptrace(_SYSCALL, tid, _NULL, _NULL) == -1:
+        raise _failed(_SYSCALL, tid)
 
 
 def detach(tid: int, signal: int = 0) -> None:
     """Let a stopped thread go on untraced, delivering `signal` where it was stopped to have one delivered."""
-    _call(_DETACH, tid, 0, signal)
+    if _ptrace(_DETACH, tid, _NULL, ctypes.c_void_p(signal)) == -1:
+        raise _failed(_DETACH, tid)
 
 
 def peek(tid: int, address: int) -> int:
     """The 8 bytes at `address` in the memory that the thread has *now*: a mem file may show an earlier program's."""
     ctypes.set_errno(0)
-    word: int = _ptrace(_PEEKDATA, tid, address, 0)
+    word: int = _ptrace(_PEEKDATA, tid, ctypes.c_void_p(address), _NULL)
     if word == -1 and ctypes.get_errno():
-        code = ctypes.get_errno()
-        raise OSError(code, f"ptrace peek: {os.strerror(code)}", f"/proc/{tid}")
+        raise _failed(_PEEKDATA, tid)
     return word & (1 << 64) - 1
 
 
 _words = (ctypes.c_uint64 * 16)()
-_words_address = ctypes.addressof(_words)
+_words_pointer = ctypes.byref(_words)
+_RSEQ_SIZE = ctypes.c_void_p(24)  # struct ptrace_rseq_configuration
+_SUD_SIZE = ctypes.c_void_p(32)  # struct ptrace_sud_config
 
 
 def rseq_area(tid: int) -> int:
     """Address of the stopped thread's `struct rseq`, 0 where it has none (or before 5.13)."""
-    try:
-        size = _call(_GET_RSEQ_CONFIGURATION, tid, 24, _words_address)
-    except OSError as error:
-        if libc.is_gone(error):
-            raise
-        return 0
+    size = _ptrace(_GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, _words_pointer)
+    if size == -1 and ctypes.get_errno() == errno.ESRCH:
+        raise _failed(_GET_RSEQ_CONFIGURATION, tid)
     return int(_words[0]) if size > 0 else 0
 
 
 def syscall_user_dispatch(tid: int) -> bool:
     """True where the stopped thread has its syscalls handed back to it as SIGSYS (Wine); False before 6.4."""
-    try:
-        _call(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, _words_address)
-    except OSError as error:
-        if libc.is_gone(error):
-            raise
+    if _ptrace(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _SUD_SIZE, _words_pointer) == -1:
+        if ctypes.get_errno() == errno.ESRCH:
+            raise _failed(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid)
         return False
     return bool(_words[0])
 
 
 def signal_code(tid: int) -> int:
     """si_code of the signal that the thread is stopped to have delivered."""
-    _call(_GETSIGINFO, tid, 0, _words_address)
-    return ctypes.c_int.from_address(_words_address + 8).value
+    if _ptrace(_GETSIGINFO, tid, _NULL, _words_pointer) == -1:
+        raise _failed(_GETSIGINFO, tid)
+    return ctypes.c_int(_words[1] & 0xFFFFFFFF).value
 
 
 class Stop(NamedTuple):
@@ -162,9 +171,18 @@ def wait_any() -> Stop:
     A stop is looked at, not taken (WNOWAIT): taking it clears the signal that the thread stopped for, which would then
     be lost if the tracer died before it has it delivered (wait_task_stopped() in kernel/exit.c).
     """
-    report = os.waitid(os.P_ALL, 0, _EVENTS)
-    assert report
-    if report.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
-        return Stop(report.si_pid, report.si_status & 0xFF, report.si_status >> 8)
-    os.waitid(os.P_PID, report.si_pid, os.WEXITED | _WALL)
-    return Stop(report.si_pid, 0, 0)
+    while _waitid(os.P_ALL, 0, _report_pointer, _EVENTS, _NULL) == -1:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code), "waitid")
+    tid = _report[4]
+    if _report[2] in _STOPPED:
+        return Stop(tid, _report[6] & 0xFF, _report[6] >> 8)
+    os.waitid(os.P_PID, tid, os.WEXITED | _WALL)
+    return Stop(tid, 0, 0)
+
+
+# siginfo_t: si_signo, si_errno, si_code, (padding), si_pid, si_uid, si_status.
+_report = (ctypes.c_int * 32)()
+_report_pointer = ctypes.byref(_report)
+_STOPPED = (os.CLD_TRAPPED, os.CLD_STOPPED)

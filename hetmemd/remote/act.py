@@ -97,7 +97,7 @@ class Actor:
                 if not plan.slot:
                     if was_full:
                         raise _Again
-                    raise Declined(Outcome.DEFERRED if target.leftovers else Outcome.UNSTEERABLE, "vdso")
+                    raise Declined(Outcome.DEFERRED if target.room.leftovers else Outcome.UNSTEERABLE, "vdso")
                 held.leave_restartable_sequence()
                 if not held.write(plan.slot):
                     target.forget_memory()
@@ -127,14 +127,17 @@ class Actor:
         """All that can be done without the thread's registers, so that it is held for less."""
         if not calls:
             return _Plan(None, [])
-        abi = target.abi
+        padding, abi, leftovers = target.room
         self._turn += 1
-        room = slot.reserve(abi, target.vdso.padding, target.leftovers, self._turn, tid, data)
+        room = slot.reserve(abi, padding, leftovers, self._turn, tid, data)
         base = room.data if room else 0
         resolved = [
             (
                 abi.numbers[call.name],
-                [base + value if index in call.pointers else value for index, value in enumerate(call.arguments)],
+                [
+                    abi.unsigned(base + value if index in call.pointers else value)
+                    for index, value in enumerate(call.arguments)
+                ],
             )
             for call in calls
         ]

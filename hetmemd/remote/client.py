@@ -19,6 +19,7 @@ from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote import wire
+from hetmemd.remote.board import Board
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Call, Request
 
@@ -33,7 +34,7 @@ _FRUITLESS_STARTS = 3
 # The package may lie anywhere: a tracer that looked for it by itself could find another one, or none.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hetmemd.remote import process; "
-    "process.main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
+    "process.main(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])"
 )
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -58,6 +59,7 @@ class Tracer:
         self._turn = asyncio.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+        self._board: Board | None = None
         self._fruitless = 0
         self._closed = False
         self.restarts = 0
@@ -155,27 +157,41 @@ class Tracer:
         if self._child and self._child.poll() is not None:
             self._kill()  # it died while nothing was asked of it
         connection = self._connection or await self._start()
+        board = self._board
+        assert board
         finished = False
-        acting = None
-        missing = set(request.tids)
+        board.clear()
         try:
             connection.send(wire.pack_request(request))
-            while missing:
-                latest, acting = wire.unpack_answer(await _receive(connection, self._limit))
-                results |= {result.tid: result for result in latest}
-                missing -= {result.tid for result in latest}
-                if latest:
-                    self._fruitless = 0
+            await self._done(connection, board)
             finished = True
         except OSError:
             raise _Died("tracer-died") from None
         except _Died as died:
-            died.acting = acting
+            self._kill()
+            died.acting = board.read()[1]
             raise
         finally:
             if not finished:
-                # Also where the caller was cancelled: answers to nobody would be taken for the next one's.
+                # Also where the caller was cancelled: an answer to nobody would be taken for the next one's.
                 self._kill()
+            latest = board.read()[0]
+            results |= {result.tid: result for result in latest}
+            if latest:
+                self._fruitless = 0
+
+    async def _done(self, connection: socket.socket, board: Board) -> None:
+        """Until the tracer says so, as long as it gets on."""
+        steps = -1
+        while True:
+            packet = await _receive(connection, self._limit)
+            if packet == b"":
+                raise _Died("tracer-died")
+            if packet is not None:
+                return
+            if board.steps() == steps:
+                raise _Died("timeout")
+            steps = board.steps()
 
     def _command(self) -> list[str]:
         # -I and -S: nothing of the environment, no site-packages: only the standard library and this package.
@@ -189,27 +205,29 @@ class Tracer:
         self._fruitless += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        arguments = [_PACKAGE_PARENT, str(theirs.fileno()), str(os.getpid()), self._root.name("")]
-        with theirs:
-            try:
-                self._child = subprocess.Popen(
-                    [*self._command(), *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                )
-            except OSError:
-                ours.close()
-                raise _Died("tracer-died") from None  # no memory, or no more processes
-        self._connection = ours
+        memory = Board.create()
+        self._connection, self._board = ours, Board(memory)
+        arguments = [_PACKAGE_PARENT, str(theirs.fileno()), str(memory), str(os.getpid()), self._root.name("")]
         started = False
         try:
-            await _receive(ours, _START_SECONDS)
-            started = True
+            self._child = subprocess.Popen(
+                [*self._command(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), memory],
+                cwd="/",
+            )
+            theirs.close()
+            started = await _receive(ours, _START_SECONDS) == wire.DONE
+        except OSError:
+            pass  # no memory, or no more processes
         finally:
+            theirs.close()
+            os.close(memory)
             if not started:
                 self._kill()
+        if not started:
+            raise _Died("tracer-died")
         return ours
 
     def _kill(self) -> None:
@@ -228,8 +246,8 @@ class Tracer:
         self._child = None
 
 
-async def _receive(connection: socket.socket, seconds: float) -> bytes:
-    """The next packet. `_Died` where there is none in time, or will be none."""
+async def _receive(connection: socket.socket, seconds: float) -> bytes | None:
+    """The next packet, empty where there will be none, None where there is none in time."""
     packet = _take(connection)
     if packet is None:
         loop = asyncio.get_running_loop()
@@ -246,10 +264,6 @@ async def _receive(connection: socket.socket, seconds: float) -> bytes:
             loop.remove_reader(connection)
         # Looked at in any case: when this loop was held up itself, the answer may have come in time all the same.
         packet = _take(connection)
-    if packet is None:
-        raise _Died("timeout")
-    if not packet:
-        raise _Died("tracer-died")
     return packet
 
 

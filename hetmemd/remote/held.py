@@ -46,13 +46,14 @@ class Held:
 
     def look(self) -> bool:
         """What can only be seen of a stopped thread, and forbids the call. False: it runs another program by now."""
-        if self._abi is not self.target.abi:
+        abi, room = self._abi, self.target.room
+        if abi is not room.abi:
             self.target.forget_memory()
-            if self._abi is self.target.abi:
+            if abi is self.target.room.abi:
                 return False
             # 64-bit code in a 32-bit program, the other way round, or neither.
             raise Declined(Outcome.UNSTEERABLE, "compat")
-        if self._registers[self._abi.pc] in self.target.vdso.padding:
+        if self._registers[abi.pc] in room.padding:
             # It is in the stub of a dead tracer, and leaves it when it can.
             raise Declined(Outcome.DEFERRED, "stub")
         if ptrace.syscall_user_dispatch(self.tid):
@@ -61,15 +62,15 @@ class Held:
 
     def sweep(self) -> bool:
         """Zero what dead tracers left and nobody can need any more. True if there was anything."""
-        left = list(self.target.leftovers)
-        if not left:
+        room = self.target.room
+        if not room.leftovers:
             return False
-        if self._stack_leads_into(self.target.vdso.padding):
+        if self._stack_leads_into(room.padding):
             # A handler that interrupted a stub returns there.
             raise Declined(Outcome.DEFERRED, "stub")
-        swept = [slot for slot in left if slot.tid == self.tid or not self.target.has_thread(slot.tid)]
-        for slot in swept:
-            self.target.zero(slot)
+        swept = [left for left in room.leftovers if left.tid == self.tid or not self.target.has_thread(left.tid)]
+        for left in swept:
+            self.target.zero(left)
         return bool(swept)
 
     def _stack_leads_into(self, padding: range) -> bool:
@@ -114,14 +115,17 @@ class Held:
         content = slot.head + self._abi.stub(slot.stub, self._registers) + slot.tail
         if not self.target.write(slot.address, content):
             return False
-        self._slot = slot
         try:
             # The slot is in one page and was written whole: its mark stands for all of it.
-            return ptrace.peek(self.tid, slot.mark_address) == slot.mark
+            shown = ptrace.peek(self.tid, slot.mark_address)
         except OSError as error:
-            if error.errno in (errno.EIO, errno.EFAULT):
-                return False
-            raise
+            if error.errno not in (errno.EIO, errno.EFAULT):
+                raise
+            shown = 0
+        if shown != slot.mark:
+            return False  # written into memory that is no more: there is nothing to zero in what took its place
+        self._slot = slot
+        return True
 
     def enter(self, number: int, arguments: Sequence[int]) -> None:
         """Send the thread into the stub, with this call to make."""

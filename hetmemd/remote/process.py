@@ -6,6 +6,7 @@ one is held, no signals, no imports beyond a few. It never outlives the daemon.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -13,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from typing import Protocol
 
 from hetmemd.kernel import libc, procfs, ptrace
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -21,6 +21,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote import precheck, readback, wire
 from hetmemd.remote.act import Actor
+from hetmemd.remote.board import Board
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.target import Declined, Target
 from hetmemd.remote.wire import Request
@@ -28,15 +29,10 @@ from hetmemd.remote.wire import Request
 _PRCTL = 157  # arch/x86/entry/syscalls/syscall_64.tbl
 _PR_SET_PDEATHSIG = 1
 _CAP_SYS_ADMIN = 21
+_NICE = -10
 
 _OWN_MEMORY_HOLDS = 0.05
 """Seconds for which the answer to "is this memory shared?" is used again, at least."""
-
-
-class Answers(Protocol):
-    """Where results go: the socket to the daemon."""
-
-    def send(self, data: bytes, /) -> int: ...
 
 
 class Tracer:
@@ -47,19 +43,22 @@ class Tracer:
         self.actor = Actor(suspends_seccomp=self._suspends_seccomp)
         self._own_memory: tuple[ProcessId, float] | None = None
 
-    def serve(self, request: Request, connection: Answers) -> None:
-        """Answer for each thread, in order; before each act all that is finished, with the thread that is next.
+    def serve(self, request: Request, board: Board) -> None:
+        """Put the result of each thread on the board, in order, and before an act which thread is next.
 
-        So the daemon knows which thread is held whenever it kills this process.
+        So the daemon knows which one is held whenever it kills this process.
         """
         try:
             precheck.identity(request.process.pid, self._spared)
             target = Target(self._root, request.process)
         except Declined as declined:
-            connection.send(wire.pack_answer([_declined(tid, declined) for tid in request.tids], None))
+            for tid in request.tids:
+                board.add(_declined(tid, declined))
             return
         try:
-            _Work(self, self._root, target, request, connection).run()
+            work = _Work(self, self._root, target, request, board)
+            for tid in request.tids:
+                board.add(work.thread(tid))
         finally:
             target.close()
 
@@ -82,28 +81,17 @@ class Tracer:
 class _Work:
     """One request on its process."""
 
-    def __init__(self, tracer: Tracer, root: Root, target: Target, request: Request, connection: Answers) -> None:
+    def __init__(self, tracer: Tracer, root: Root, target: Target, request: Request, board: Board) -> None:
         self._tracer = tracer
         self._root = root
         self._target = target
         self._request = request
+        self._board = board
         self._is_checked = False
         self._objection: Declined | None = None
         self._is_threaded = False
-        self._connection = connection
-        self._finished: list[ThreadResult] = []
 
-    def run(self) -> None:
-        for tid in self._request.tids:
-            result = self._thread(tid)
-            self._finished.append(result)
-        self._answer(None)
-
-    def _answer(self, acting: int | None) -> None:
-        self._connection.send(wire.pack_answer(self._finished, acting))
-        self._finished.clear()
-
-    def _thread(self, tid: int) -> ThreadResult:
+    def thread(self, tid: int) -> ThreadResult:
         policy = self._request.policy
         before = after = None
         pause_ns = 0
@@ -114,7 +102,7 @@ class _Work:
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
             self._check(tid)
-            self._answer(tid)
+            self._board.act_on(tid)
             done = self._tracer.actor.act(self._target, tid, () if sees_it else self._request.calls, self._request.data)
             pause_ns = done.pause_ns
             failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0
@@ -166,13 +154,13 @@ class _Work:
             raise Declined(self._objection.outcome, self._objection.reason, self._objection.errno)
         if self._is_threaded:
             precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
-        precheck.thread(self._target, tid, stat, is_64bit=self._target.vdso.is_64bit)
+        precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
         self._tracer.check_filter(self._target, tid)
 
     def _check_process(self, tid: int) -> None:
         try:
             self._tracer.check_process(self._target, tid)
-            _ = self._target.vdso
+            _ = self._target.room
             self._is_threaded = precheck.is_threaded(self._root, self._target.read(f"task/{tid}/cgroup"))
         except Declined as declined:
             if declined.outcome is Outcome.GONE:
@@ -203,7 +191,7 @@ def _declined(
     return ThreadResult(tid, declined.outcome, declined.reason, declined.errno, before, after, pause_ns)
 
 
-def main(descriptor: int, daemon: int, prefix: str) -> None:
+def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str) -> None:
     """Serve requests on the socket `descriptor` until the other end is closed."""
     libc.syscall(_PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != daemon:
@@ -211,13 +199,19 @@ def main(descriptor: int, daemon: int, prefix: str) -> None:
     # A stop of the service reaches every process of it, and the daemon may still need us to undo what was done.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(PermissionError):
+        # Whenever this process waits for a processor, so does the thread that it holds.
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     gc.disable()
+    board = Board(board_descriptor)
     connection = socket.socket(fileno=descriptor)
     tracer = Tracer(Root(prefix), daemon)
-    connection.send(b"{}")
+    connection.send(wire.DONE)
     while packet := connection.recv(wire.PACKET):
+        board.clear()
+        tracer.serve(wire.unpack_request(packet), board)
+        gc.collect(0)
         try:
-            tracer.serve(wire.unpack_request(packet), connection)
+            connection.send(wire.DONE)
         except (BrokenPipeError, ConnectionResetError):
             return
-        gc.collect(0)

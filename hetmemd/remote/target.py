@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from typing import NamedTuple
 
-from hetmemd.kernel import procfs
-from hetmemd.kernel import vdso as vdsos
+from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.procfs import ProcessId, Stat
 from hetmemd.kernel.root import Root
 from hetmemd.remote import slot
@@ -32,6 +32,16 @@ def gone(reason: str = "exited") -> Declined:
     return Declined(Outcome.GONE, reason)
 
 
+class Room(NamedTuple):
+    """Where a stub can stand in a program."""
+
+    padding: range
+    abi: Abi
+    """What the program was built for; a thread of it may still run code of another kind."""
+    leftovers: list[Leftover]
+    """Stubs that dead tracers left in it."""
+
+
 class Target:
     """All files are opened through one directory handle: the kernel ties it to this very process, not to its pid."""
 
@@ -42,8 +52,7 @@ class Target:
         self.living = process.pid
         """A thread that is alive: of a dead leader the kernel shows no memory."""
         self._memory = -1
-        self._found: tuple[vdsos.Vdso, list[Leftover]] | None = None
-        self._abi: Abi | None = None
+        self._room: Room | None = None
         try:
             self.directory = os.open(root.name(f"/proc/{process.pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -78,19 +87,14 @@ class Target:
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
     def has_thread(self, tid: int) -> bool:
-        try:
-            os.stat(f"task/{tid}", dir_fd=self.directory)
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return True
+        return os.access(f"task/{tid}", os.F_OK, dir_fd=self.directory)
 
     def forget_memory(self) -> None:
         """After an exec the open memory file shows the earlier program's memory."""
         if self._memory >= 0:
             os.close(self._memory)
         self._memory = -1
-        self._found = None
-        self._abi = None
+        self._room = None
 
     @property
     def memory(self) -> int:
@@ -105,50 +109,35 @@ class Target:
         return self._memory
 
     @property
-    def vdso(self) -> vdsos.Vdso:
-        """`Declined` UNSTEERABLE where there is none that a stub can stand in."""
-        return self._room()[0]
-
-    @property
-    def leftovers(self) -> list[Leftover]:
-        """Stubs that dead tracers left in this process."""
-        return self._room()[1]
-
-    @property
-    def abi(self) -> Abi:
-        """What the program was built for; a thread of it may still run code of another kind."""
-        if self._abi is None:
-            bits = 64 if self.vdso.is_64bit else 32
-            self._abi = next(abi for abi in ABIS if abi.bits == bits)
-        return self._abi
-
-    def _room(self) -> tuple[vdsos.Vdso, list[Leftover]]:
-        if self._found is None:
+    def room(self) -> Room:
+        """`Declined` UNSTEERABLE where there is none."""
+        if self._room is None:
             for attempt in range(_LOOKS):
                 try:
-                    self._found = self._look()
+                    self._room = self._look()
                     break
-                except (vdsos.NoVdso, slot.Strange, OSError):
+                except (vdso.NoVdso, slot.Strange, OSError):
                     # Amid an exec nothing fits: one file shows the earlier program, another the next one or nothing.
                     self.forget_memory()
                     if attempt == _LOOKS - 1:
                         raise Declined(Outcome.UNSTEERABLE, "vdso") from None
                     time.sleep(_LOOK_PAUSE)
-            assert self._found
-        return self._found
+            assert self._room
+        return self._room
 
-    def _look(self) -> tuple[vdsos.Vdso, list[Leftover]]:
-        base, is_64bit = vdsos.address(self.read(f"task/{self.living}/auxv"))
-        found = vdsos.describe(base, os.pread(self.memory, vdsos.PAGE, base))
+    def _look(self) -> Room:
+        base, is_64bit = vdso.address(self.read(f"task/{self.living}/auxv"))
+        found = vdso.describe(base, os.pread(self.memory, vdso.PAGE, base))
         content = os.pread(self.memory, found.size, base)
-        if found.is_64bit != is_64bit or len(content) != found.size or not vdsos.is_kernels(content):
-            raise vdsos.NoVdso("another image")
-        return found, slot.leftovers(content[found.image_end :], found.padding.start)
+        if found.is_64bit != is_64bit or len(content) != found.size or not vdso.is_kernels(content):
+            raise vdso.NoVdso("another image")
+        abi = next(abi for abi in ABIS if abi.bits == (64 if is_64bit else 32))
+        return Room(found.padding, abi, slot.leftovers(content[found.image_end :], found.padding.start))
 
     def zero(self, left: Leftover) -> None:
         """Clear a leftover that nobody can need any more."""
         self.write(left.address, bytes(left.length))
-        self.leftovers.remove(left)
+        self.room.leftovers.remove(left)
 
     def write(self, address: int, content: bytes) -> bool:
         """False where the memory that was opened is no more: the process runs another program."""

@@ -1,9 +1,11 @@
-"""What the daemon and the tracer process say to each other: one JSON text per packet of a SOCK_SEQPACKET pair."""
+"""What the daemon and the tracer process say to each other, as JSON.
+
+A request is one packet of a SOCK_SEQPACKET pair. Results stand on the `board`; the tracer sends `DONE` once all do.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +16,7 @@ from hetmemd.remote.result import Outcome, ThreadResult
 
 PACKET = 1 << 16
 """No packet is longer."""
+DONE = b"done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,8 @@ def unpack_request(packet: bytes) -> Request:
     )
 
 
-def pack_answer(results: Sequence[ThreadResult], acting: int | None) -> bytes:
-    """Results since the last answer, and the thread that is about to be acted on, if any."""
-    rows = [
+def pack_result(result: ThreadResult) -> bytes:
+    return json.dumps(
         (
             result.tid,
             result.outcome,
@@ -86,18 +88,12 @@ def pack_answer(results: Sequence[ThreadResult], acting: int | None) -> bytes:
             _text(result.after),
             result.pause_ns,
         )
-        for result in results
-    ]
-    return json.dumps((acting, rows)).encode()
+    ).encode()
 
 
-def unpack_answer(packet: bytes) -> tuple[list[ThreadResult], int | None]:
-    acting, rows = json.loads(packet)
-    results = [
-        ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
-        for tid, outcome, reason, errno, before, after, pause_ns in rows
-    ]
-    return results, acting
+def unpack_result(row: bytes) -> ThreadResult:
+    tid, outcome, reason, errno, before, after, pause_ns = json.loads(row)
+    return ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
 
 
 @lru_cache(maxsize=256)

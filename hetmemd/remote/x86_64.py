@@ -100,14 +100,14 @@ class Abi:
         return self.write_stub(address, registers, result, pc)
 
     def calling(self, registers: Sequence[int], address: int, number: int, arguments: Sequence[int]) -> list[int]:
-        """The registers that make the thread run the stub at `address` with this syscall."""
+        """The registers that make the thread run the stub at `address` with this syscall. Arguments are unsigned."""
         calling = list(registers)
         calling[self.result] = number
         # No syscall to restart: the kernel must not move pc back when the thread goes on.
         calling[self.asked] = self.unsigned(-1)
         calling[self.pc] = address
         for index, value in zip(self.arguments, arguments, strict=False):
-            calling[index] = self.unsigned(value)
+            calling[index] = value
         return calling
 
 

@@ -30,6 +30,7 @@ from typing import NoReturn
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.remote import process, wire
+from hetmemd.remote.board import Board
 from hetmemd.remote.result import Outcome
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, build
@@ -76,21 +77,6 @@ class Shared:
         return step, finished
 
 
-class Sink:
-    """Stands for the daemon's end of the connection."""
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-
-    def send(self, packet: bytes) -> int:
-        for result in wire.unpack_answer(packet)[0]:
-            if result.outcome is Outcome.APPLIED and result.pause_ns:
-                self._shared.finished += 1
-        self._shared.step = -1
-        self._shared.tell()
-        return len(packet)
-
-
 def run_tracer(target: Target, tids: Sequence[int], first: int, die_at: int | None, shared: Shared) -> NoReturn:
     """In a process of its own: act on the threads, once where `die_at` is a step, else until killed."""
     try:
@@ -106,12 +92,18 @@ def run_tracer(target: Target, tids: Sequence[int], first: int, die_at: int | No
 
         dying_tracer.install(reached)
         tracer = process.Tracer(ROOT, os.getppid())
+        board = Board(Board.create())
         turn = first
         while True:
             policy: Mempolicy = POLICIES[turn % len(POLICIES)]
             call, data = wire.set_mempolicy(policy)
             request = wire.Request(target.identity, tuple(tids), (call,), data, policy, sweep=True)
-            tracer.serve(request, Sink(shared))
+            board.clear()
+            tracer.serve(request, board)
+            done = board.read()[0]
+            shared.finished += sum(1 for result in done if result.outcome is Outcome.APPLIED and result.pause_ns)
+            shared.step = -1
+            shared.tell()
             if die_at is not None:
                 os._exit(0)
             turn += 1

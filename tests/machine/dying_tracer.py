@@ -60,7 +60,7 @@ def install(reached: Callable[[int], None]) -> None:
 
 
 def _main() -> None:
-    die_at, by, parent, descriptor, daemon, prefix = sys.argv[1:]
+    die_at, by, parent, descriptor, board, daemon, prefix = sys.argv[1:]
     sys.path.insert(0, parent)
     from hetmemd.remote import process
 
@@ -69,7 +69,7 @@ def _main() -> None:
             os.kill(os.getpid(), int(by))
 
     install(reached)
-    process.main(int(descriptor), int(daemon), prefix)
+    process.main(int(descriptor), int(board), int(daemon), prefix)
 
 
 if __name__ == "__main__":

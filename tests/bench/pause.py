@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""How long a thread is held, and how long a process with many threads takes: hetmemd against the same steps in C.
+
+    tests/bench/pause.py [--threads N] [--repeat N]
+
+Both act on the same targets in turn, so that what the machine does beside is the same for both. Prints ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.remote.client import Tracer
+from hetmemd.remote.result import Outcome
+from tests.machine.remote_target import INTERLEAVE, ROOT, Target, build
+
+
+def in_c(program: Path, pid: int, mode: int) -> tuple[list[int], int]:
+    """(pause of each thread, all of it), in nanoseconds."""
+    told = subprocess.run([program, str(pid), str(mode)], capture_output=True, text=True, check=True).stdout.split()
+    return [int(word) for word in told[:-2]], int(told[-1])
+
+
+async def by_hetmemd(tracer: Tracer, target: Target, policy: Mempolicy) -> tuple[list[int], int]:
+    """The same, with everything that the daemon's end does, the second look for new threads among it."""
+    begin = time.perf_counter_ns()
+    results = await tracer.apply(target.identity, policy)
+    total = time.perf_counter_ns() - begin
+    for result in results:
+        if result.outcome is not Outcome.APPLIED:
+            raise SystemExit(f"not applied: {result}")
+    return [result.pause_ns for result in results], total
+
+
+async def verify(tracer: Tracer, target: Target) -> int:
+    """Nanoseconds per thread of a process in which nothing has to be done."""
+    begin = time.perf_counter_ns()
+    results = await tracer.apply(target.identity, DEFAULT)
+    took = time.perf_counter_ns() - begin
+    assert not any(result.pause_ns for result in results)
+    return took // len(results)
+
+
+def percentile(values: Sequence[int], share: float) -> int:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def pauses(runs: Sequence[tuple[list[int], int]]) -> list[int]:
+    return [pause for pauses, _ in runs for pause in pauses]
+
+
+def report(what: str, ours: int, theirs: int) -> None:
+    print(f"{what:32} {ours / 1000:10.1f} us   C {theirs / 1000:10.1f} us   ratio {ours / theirs:.2f}")
+
+
+async def measure(folder: Path, threads: int, repeat: int) -> None:
+    program = folder / "pause"
+    subprocess.run(["gcc", "-O2", "-o", program, Path(__file__).with_name("pause.c")], check=True)
+    tracer = Tracer(ROOT)
+    try:
+        many: list[str | Path] = [build(folder, "family"), "threads", str(threads)]
+        one: list[str | Path] = [build(folder, "exact"), "spin"]
+        for name, command, rounds in ((f"{threads} blocked threads", many, repeat), ("a spinning thread", one, 100)):
+            with Target(command) as target:
+                target.expect("ready")
+                ours: list[tuple[list[int], int]] = []
+                theirs: list[tuple[list[int], int]] = []
+                for _ in range(rounds):
+                    theirs.append(in_c(program, target.pid, Mode.INTERLEAVE))
+                    ours.append(await by_hetmemd(tracer, target, DEFAULT))
+                    ours.append(await by_hetmemd(tracer, target, INTERLEAVE))
+                    theirs.append(in_c(program, target.pid, Mode.DEFAULT))
+                print(name)
+                report("  pause, median", *(percentile(pauses(side), 0.5) for side in (ours, theirs)))
+                report("  pause, p99", *(percentile(pauses(side), 0.99) for side in (ours, theirs)))
+                report(
+                    "  all threads, median", *(percentile([all_ for _, all_ in side], 0.5) for side in (ours, theirs))
+                )
+                print(f"  verification of an unchanged thread {await verify(tracer, target) / 1000:.1f} us")
+    finally:
+        tracer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1000)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(measure(Path(folder), options.threads, options.repeat))
+
+
+if __name__ == "__main__":
+    main()
