@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -65,6 +66,8 @@ class _Connection(VarlinkInterfaceServerProtocol):
         self.uid = uid
         self._unfinished = 0
         self._reply: asyncio.Future[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._is_over = False
         self._loop = asyncio.get_running_loop()
         self._idle = self._loop.call_later(IDLE_SECONDS, self.close)
 
@@ -87,7 +90,12 @@ class _Connection(VarlinkInterfaceServerProtocol):
 
     def call_received(self, call: VarlinkMethodCall, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
         """Always a future, done when the reply was taken: until then nothing more is read from this client."""
-        return asyncio.ensure_future(self._answer(call))
+        if self._is_over:
+            return None
+        answered: asyncio.Future[None] = self._loop.create_future()
+        self._answering = asyncio.ensure_future(self._answer(call))
+        self._answering.add_done_callback(functools.partial(_settle, answered))
+        return answered
 
     async def _answer(self, call: VarlinkMethodCall) -> None:
         await self._control.turn(self.uid)
@@ -115,10 +123,27 @@ class _Connection(VarlinkInterfaceServerProtocol):
         self._control.charge(self.uid, self._loop.time() - begin)
         return self._reply
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def give_up(self) -> None:
+        """Neither the call at hand nor those that wait behind it are answered any more."""
+        self._is_over = True
         self._idle.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.give_up()
         self._control.forget(self)
         super().connection_lost(exc)
+
+
+def _settle(answered: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    """A call that was given up, as its client is gone or the daemon stops, is over; the library knows no such end."""
+    if answered.cancelled():
+        return
+    if not task.cancelled() and (error := task.exception()):
+        answered.set_exception(error)
+    else:
+        answered.set_result(None)
 
 
 class Control:
@@ -163,7 +188,8 @@ class Control:
             self._socket = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)  # noqa: PTH108
-        for transport in list(self._connections.values()):
+        for connection, transport in list(self._connections.items()):
+            connection.give_up()
             transport.abort()
         self._inquiry.close()
 
