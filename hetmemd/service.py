@@ -18,7 +18,7 @@ from hetmemd.engine.engine import Engine
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.publishing import Progress, snapshot
 from hetmemd.engine.record import Record
-from hetmemd.engine.steering import Observing, Steering
+from hetmemd.engine.steering import Steering
 from hetmemd.engine.world import World
 from hetmemd.kernel import cgroupfs
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -36,12 +36,16 @@ from hetmemd.report.tally import Tally
 from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
 from hetmemd.settings import OBSERVE_FILE, Settings, SettingsError
-from hetmemd.watch.hint import FilesHint, Hint
+from hetmemd.watch.hint import FilesHint, Hint, LostHint
 from hetmemd.watch.watcher import Watcher
+
+log = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 """sysexits(3): trying again would not help, and the unit does not."""
 LOCK = "/run/hetmemd/lock"
+FIRST_SECONDS = 45.0
+"""For the first scan, before the service calls itself ready all the same; the unit's limit is 90 s."""
 PUBLISH_SECONDS = 0.2
 """The shortest time between two snapshots."""
 STUCK_SECONDS = 30.0
@@ -102,6 +106,7 @@ class Service:
             self._world.wanted,
             lambda: self._world.machine.memory_nodes,
             self._is_threaded,
+            self._is_switched_off,
             _Witness(self._tally),
         )
         changed = asyncio.Event()
@@ -112,6 +117,7 @@ class Service:
             lambda: self._world.machine,
             self._budgets,
             self._tally,
+            self._is_switched_off,
             changed,
         )
         self._engine = Engine(
@@ -136,6 +142,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._ledger.lost:
             journal.limitation(f"the ledger was torn and is begun anew: {self._ledger.lost}")
+        self._listen(self._settings, self._settings)
         self._take_up(self._settings)
         await self._control.start()
         await self._tracer.start()
@@ -152,7 +159,20 @@ class Service:
                 ("watchdog", self._watchdog()),
             )
         ]
-        await self._engine.settle()
+        stopped = asyncio.create_task(self._stop.wait())
+        first = asyncio.create_task(self._engine.settle(FIRST_SECONDS))
+        await asyncio.wait([first, stopped, *work], return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            self._say_ready()
+            await asyncio.wait([stopped, *work], return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in work if task.done()]
+        for task in failed:
+            log.error("%s ended, which it should not: hetmemd stops", task.get_name(), exc_info=task.exception())
+        status = 1 if failed else 0
+        await self._close([stopped, first, *work], status)
+        return status
+
+    def _say_ready(self) -> None:
         self._publish_now()
         latest = self._publisher.latest
         assert latest is not None
@@ -161,16 +181,8 @@ class Service:
         in_force = sum(file.state in ("in-force", "last-good") for file in latest.files)
         journal.started(__version__, len(latest.cgroups), in_force)
         self._notifier.ready(self._line())
-        stopped = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stopped, *work], return_when=asyncio.FIRST_COMPLETED)
-        failed = [task for task in done if task is not stopped]
-        await self._close([stopped, *work])
-        for task in failed:
-            if error := task.exception():
-                raise error
-        return 1 if failed else 0
 
-    async def _close(self, work: Sequence[asyncio.Task[object]]) -> None:
+    async def _close(self, work: Sequence[asyncio.Task[object]], status: int) -> None:
         self._notifier.stopping()
         for task in work:
             task.cancel()
@@ -188,14 +200,14 @@ class Service:
         if self._steering.stuck or self._balancer.stuck:
             # The interpreter would wait at its exit for threads that wait for others' locks.
             logging.shutdown()
-            os._exit(0)
+            os._exit(status)
 
     # -- what comes in
 
     def _deliver(self, hints: Sequence[Hint]) -> None:
-        if any(isinstance(hint, FilesHint) for hint in hints):
-            self._reload()
         self._engine.deliver(hints)
+        if any(isinstance(hint, (FilesHint, LostHint)) for hint in hints):
+            self._reload()
 
     def _hang_up(self) -> None:
         self._notifier.reloading()
@@ -226,35 +238,48 @@ class Service:
             self._world.defaults = found.defaults
             self._engine.reload()
         self._observe()
-        listens = (found.listen, found.tls_certificate, found.tls_key)
-        if self._web is None or listens != (before.listen, before.tls_certificate, before.tls_key):
-            self._listen(found)
-        else:
-            self._web.renew()
+        try:
+            self._listen(before, found)
+        except ListenError as error:
+            # Whoever changed an address or a certificate is told; policies are not held up by it.
+            log.error("%s; the metrics stay where they were", error)
+
+    def _is_switched_off(self) -> bool:
+        """The kill switch, by setting or by file: asked before every act."""
+        return self._settings.observe or self._root.path(OBSERVE_FILE).exists()
 
     def _observe(self) -> None:
-        """The kill switch, by setting or by file."""
-        by_file = self._root.path(OBSERVE_FILE).exists()
-        observing = self._settings.observe or by_file
+        """Says that the kill switch was turned, and has everything looked at again."""
+        observing = self._is_switched_off()
         if observing != self._observing:
             self._observing = observing
-            self._steering.acts = Observing() if observing else self._tracer
-            self._balancer.observing = observing
+            by_file = not self._settings.observe
             journal.observing(observing, OBSERVE_FILE if by_file else f"observe in {settings.PATH}")
             self._engine.rescan()
 
-    def _listen(self, found: Settings) -> None:
-        if self._web:
+    def _listen(self, before: Settings, found: Settings) -> None:
+        """`ListenError`; the listener that there was stays then."""
+        wanted = (found.listen, found.tls_certificate, found.tls_key)
+        if self._web is not None and wanted == (before.listen, before.tls_certificate, before.tls_key):
+            self._web.renew()
+            return
+        if self._web is not None and (not found.listen or found.listen == before.listen):
+            # The same address with another certificate cannot be bound twice.
             self._web.close()
             self._web = None
+        fresh = None
         if found.listen:
-            self._web = Web(found.listen, registry(self._metrics), found.tls_certificate, found.tls_key)
+            fresh = Web(found.listen, registry(self._metrics), found.tls_certificate, found.tls_key)
+        if self._web is not None:
+            self._web.close()
+        self._web = fresh
 
     # -- what goes on
 
     async def _scan_again(self) -> None:
         while True:
             await asyncio.sleep(self._settings.scan_interval)
+            self._observe()
             self._engine.rescan()
 
     async def _publish(self) -> None:

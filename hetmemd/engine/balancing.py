@@ -22,7 +22,7 @@ from hetmemd.memory import plan
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
-from hetmemd.memory.rebalance import Pace, ProcessPass
+from hetmemd.memory.rebalance import Pace, ProcessPass, StepResult
 from hetmemd.policy.effective import Effective, Placement
 from hetmemd.remote.result import Outcome
 from hetmemd.report import journal
@@ -43,7 +43,11 @@ STEP_SECONDS = 10.0
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
 LONGEST_BACKOFF = 600.0
-MOVING_ONLY = ("no-right", "yama")
+LONGEST_PASS = 60.0
+"""Seconds after which a pass is begun anew: regions come and go, and what was planned on is old."""
+STRIKES = 3
+"""Passes in a row whose work was undone by somebody else, before the next ones are held back."""
+MOVING_ONLY = frozenset({"yama", "permission", "proc-mem", "seccomp", "vdso", "architecture", "io-worker"})
 """Reasons for which a task cannot be called though its pages can be moved (L5)."""
 
 
@@ -54,6 +58,9 @@ class _Pass:
     keys: tuple[str, ...]
     why: str
     before: float
+    basis: tuple[object, ...]
+    """What the pass was planned on: with anything of it another, it is over."""
+    until: float
     moved: int = 0
     needs: int = LEAST
     """Bytes without which the next step would do nothing."""
@@ -71,15 +78,17 @@ class Balancer:
         machine: Callable[[], Machine],
         budgets: Budgets,
         tally: Tally,
+        observing: Callable[[], bool],
         changed: asyncio.Event,
     ) -> None:
-        """`effective` takes a cgroup's path. `changed` is set when a figure is new."""
+        """`effective` takes a cgroup's path, `observing` asks the kill switch, `changed` is set by a new figure."""
         self._root = root
         self._records = records
         self._effective = effective
         self._machine = machine
         self._budgets = budgets
         self._tally = tally
+        self._observing = observing
         self._changed = changed
         self._threads = OffLoop("mover", THREADS, STEP_SECONDS)
         self._passes: dict[int, _Pass] = {}
@@ -88,7 +97,6 @@ class Balancer:
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
-        self.observing = False
 
     def notice(self, record: Record) -> None:
         """The process was looked at: it may be due."""
@@ -101,8 +109,6 @@ class Balancer:
             self._wake.clear()
             for record in self._due()[:AT_ONCE]:
                 await self._alone(record, self._look(record))
-            if self.observing:
-                self._passes.clear()
             for active in list(self._passes.values()):
                 await self._alone(active.record, self._step(active))
             try:
@@ -152,7 +158,11 @@ class Balancer:
         """Seconds until something is to be done."""
         now = asyncio.get_running_loop().time()
         waits = [self._budgets.wait(active.keys, active.needs) for active in self._passes.values()]
-        waits += [max(record.measure_at - now, 0.0) for record in self._records.values() if record.placement]
+        waits += [
+            max(record.measure_at - now, 0.0)
+            for pid, record in self._records.items()
+            if record.placement is not None and pid not in self._passes
+        ]
         return min(waits, default=self.interval)
 
     async def _look(self, record: Record) -> None:
@@ -168,22 +178,33 @@ class Balancer:
         if distance is None:
             return
         if distance > effective.handling.tolerance:
-            self._begin(record, placement, effective, target)
+            if not self._holds(record, distance):
+                self._begin(record, placement, effective, target)
         else:
-            record.idle_passes = 0
+            record.idle_passes = record.went_back = 0
             if record.outcome is Outcome.APPLIED:
                 record.settled_for = placement
 
+    def _holds(self, record: Record, distance: float) -> bool:
+        """Whether somebody else moves pages back as fast as they are moved (L6): then later, and later again."""
+        total = sum(record.bytes_by_node.values())
+        if record.left_misplaced is not None and record.last_moved:
+            # What came new in between can lie wrong as well, and was moved by nobody.
+            back = distance * total - record.left_misplaced - max(total - record.last_total, 0)
+            record.went_back = record.went_back + 1 if back >= record.last_moved / 2 else 0
+            record.left_misplaced = None
+            if record.went_back >= STRIKES:
+                record.measure_at = asyncio.get_running_loop().time() + self._later(record.went_back)
+                record.acted = f"held: pages were moved back after {record.went_back} passes (L6)"
+                log.warning("%s[%d]: %s", record.comm, record.process.pid, record.acted)
+                return record.went_back % STRIKES != 0
+        return False
+
     def _begin(self, record: Record, placement: Placement, effective: Effective, target: plan.Target) -> None:
         handling = effective.handling
-        if self.observing or not _may_move(record):
+        if self._observing() or not _may_move(record):
             return
         if handling.existing == "leave" or (handling.existing == "once" and record.settled_for == placement):
-            return
-        try:
-            if scan.shares_memory(self._root, record.process.pid):
-                return  # T5: the pages may be another process's; looked at again at the next measurement
-        except OSError:
             return
         for bucket in effective.buckets:
             self._budgets.configure(bucket.key, bucket.rate, bucket.burst)
@@ -191,19 +212,34 @@ class Balancer:
         source = effective.own or effective.inherited_from
         mover = ProcessPass(self._root, record.process, target, headroom=self._headroom, pace=self._pace)
         why = f"{source.file}:{source.line}" if source else ""
-        self._passes[record.process.pid] = _Pass(record, mover, keys, why, record.distance or 0.0)
+        until = asyncio.get_running_loop().time() + LONGEST_PASS
+        basis = self._basis(record)
+        self._passes[record.process.pid] = _Pass(record, mover, keys, why, record.distance or 0.0, basis, until)
+
+    def _basis(self, record: Record) -> tuple[object, ...]:
+        effective = self._effective(record.cgroup)
+        settled = (effective.handling, effective.buckets) if effective else None
+        return (record.generation, record.placement, record.allowed, settled)
 
     # -- moving
 
     async def _step(self, active: _Pass) -> None:
         record, pid = active.record, active.record.process.pid
-        if self._records.get(pid) is not record or not _may_move(record):
+        if self._records.get(pid) is not record or not _may_move(record) or self._observing():
             del self._passes[pid]
+            return
+        if self._basis(record) != active.basis or asyncio.get_running_loop().time() > active.until:
+            # The next one is planned on what holds now, and on the regions that there are now.
+            del self._passes[pid]
+            record.measure_at = 0.0
             return
         if self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
-        result = await self._threads.call(record.process, lambda: active.mover.step(allowed))
+        result = await self._threads.call(record.process, lambda: self._move(active, allowed))
+        if result is None:
+            del self._passes[pid]
+            return
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
@@ -216,12 +252,27 @@ class Balancer:
             self._passes.pop(pid, None)
             await self._finish(active)
 
+    def _move(self, active: _Pass, allowed: int) -> StepResult | None:
+        """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
+        try:
+            if scan.shares_memory(self._root, active.record.process.pid):
+                return None
+        except OSError:
+            return None
+        return active.mover.step(allowed)
+
     async def _finish(self, active: _Pass) -> None:
         record = active.record
-        if active.moved == 0:
-            record.idle_passes += 1
         placement = record.placement
+        record.left_misplaced = None
         await self._look_after(record)
+        total = sum(record.bytes_by_node.values())
+        distance = record.distance if record.distance is not None else active.before
+        # A pass that brought little for what it moved is not worth repeating soon.
+        gained = (active.before - distance) * total
+        record.idle_passes = 0 if active.moved and gained >= active.moved / 4 else record.idle_passes + 1
+        record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
+        record.left_misplaced, record.last_total, record.last_moved = distance * total, total, active.moved
         record.settled_for = placement
         if active.moved or active.failed:
             now = record.distance if record.distance is not None else active.before
@@ -235,10 +286,12 @@ class Balancer:
         target = target_of(record.placement, record.allowed, self._machine()) if record.placement else None
         if target:
             await self._measure(record, target)
-        record.measure_at = max(record.measure_at, asyncio.get_running_loop().time() + self._backoff(record))
 
     def _backoff(self, record: Record) -> float:
-        return float(min(self.interval * 2 ** min(record.idle_passes, 10), LONGEST_BACKOFF))
+        return self._later(record.idle_passes)
+
+    def _later(self, times: int) -> float:
+        return float(min(self.interval * 2 ** min(times, 10), LONGEST_BACKOFF))
 
     async def _measure(self, record: Record, target: plan.Target) -> float | None:
         """The distance, written into the record with the bytes; None where it could not be had."""
@@ -264,10 +317,12 @@ class Balancer:
 
 
 def _may_move(record: Record) -> bool:
-    """Pages follow where the policy holds, or where only the policy cannot be set (L5)."""
-    if record.outcome in (Outcome.APPLIED, Outcome.UNSTEERABLE):
-        return True
-    return record.outcome is Outcome.REFUSED and record.reason in MOVING_ONLY
+    """Pages follow where the policy holds in all threads, or where only the policy cannot be set (L5)."""
+    if record.outcomes & {Outcome.FOREIGN, Outcome.CONTESTED, Outcome.DEFERRED}:
+        return False
+    if Outcome.REFUSED in record.outcomes:
+        return record.reasons <= MOVING_ONLY
+    return bool(record.outcomes & {Outcome.APPLIED, Outcome.UNSTEERABLE})
 
 
 def target_of(placement: Placement, allowed: frozenset[int], machine: Machine) -> plan.Target | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.policy.effective import Placement
+from hetmemd.remote.readback import is_shown
 from hetmemd.remote.result import Outcome
 
 
@@ -37,21 +38,12 @@ class Mark:
 
     issued: Mempolicy
     replaced: Mempolicy = DEFAULT
+    earlier: Mempolicy | None = None
+    """What was issued before, while it is not known whether the newer value arrived."""
 
 
 _KEEPS_ITS_MASK = (Mode.PREFERRED, Mode.PREFERRED_MANY)
 # mpol_rebind_preferred() in mm/mempolicy.c leaves the mask as it was when the policy was set.
-
-
-def expected(issued: Mempolicy, allowed: frozenset[int]) -> Mempolicy:
-    """What numa_maps shows right after `issued` was set by a thread that may use the nodes `allowed` (I6).
-
-    A static mask that `allowed` cuts to nothing shows as all of `allowed`: mpol_rebind_nodemask() in mm/mempolicy.c
-    spreads it there once a cpuset has changed.
-    """
-    if not issued.mode.takes_nodes:
-        return issued
-    return Mempolicy(issued.mode, nodes_within(issued, allowed) or allowed, issued.flags)
 
 
 def nodes_within(issued: Mempolicy, allowed: frozenset[int]) -> frozenset[int]:
@@ -60,14 +52,15 @@ def nodes_within(issued: Mempolicy, allowed: frozenset[int]) -> frozenset[int]:
 
 
 def shows(now: Mempolicy, issued: Mempolicy, allowed: frozenset[int]) -> bool:
-    """True if a thread that shows `now` was issued `issued`, whatever its cpuset did since."""
-    if now == expected(issued, allowed):
+    """True if a thread that shows `now` was issued `issued`, whatever its cpuset did since (I6)."""
+    if is_shown(issued, now, allowed):
         return True
-    return (
-        issued.mode in _KEEPS_ITS_MASK
-        and (now.mode, now.flags) == (issued.mode, issued.flags)
-        and nodes_within(issued, allowed) <= now.nodes <= issued.nodes
-    )
+    if not issued.mode.takes_nodes or (now.mode, now.flags) != (issued.mode, issued.flags):
+        return False
+    if issued.mode in _KEEPS_ITS_MASK:
+        return nodes_within(issued, allowed) <= now.nodes <= issued.nodes
+    # A static mask that a cpuset cuts to nothing is spread over all that is allowed: mpol_rebind_nodemask().
+    return not nodes_within(issued, allowed) and now.nodes == allowed
 
 
 def decide(
@@ -81,10 +74,13 @@ def decide(
 
     `wanted` is None where no policy reaches the thread. `allowed` are the nodes of its `Mems_allowed` that are online
     with memory. `issued` is every value that was issued since boot: it decides ownership where the ledger has no
-    `mark` (T4).
+    `mark` (T4), for values with nodes: `local` alone is too common to be known again.
     """
     blocked = wanted is not None and wanted.mode.takes_nodes and not nodes_within(wanted, allowed)
-    values = [mark.issued] if mark else issued
+    if mark:
+        values = [value for value in (mark.issued, mark.earlier) if value is not None]
+    else:
+        values = [value for value in issued if value.mode.takes_nodes]
     ours = now != DEFAULT and any(shows(now, value, allowed) for value in values)
 
     if wanted is None or blocked:

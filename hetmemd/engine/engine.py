@@ -20,6 +20,7 @@ from hetmemd.engine.record import Record
 from hetmemd.engine.steering import Steering
 from hetmemd.engine.world import World
 from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.result import Outcome
 from hetmemd.report.tally import Tally
@@ -35,7 +36,7 @@ YOUNG = 1.0
 """Seconds after which a child that has its parent's policy already (T2) is taken up: most do not live so long."""
 SLICE = 64
 """Processes looked at before the loop serves everything else again."""
-QUIET = ("observe", "no-allowed-node")
+QUIET = frozenset({"observe", "no-allowed-node", "broken-file"})
 """Reasons that time does not mend: a change of the files or of the cpuset is a hint of its own."""
 
 
@@ -64,9 +65,14 @@ class Engine:
         self._spared = spared
         self._pending = Pending()
         self._wake = asyncio.Event()
+        self._first = asyncio.Event()
         self._looks: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
+        self._attempts: dict[int, tuple[ProcessId, int]] = {}
+        """Deferred looks in a row, by pid: each waits longer than the one before."""
+        self._clear: dict[int, tuple[int, str]] = {}
+        """Processes that no policy reaches and that carry nothing of ours, by pid: their start, and the cgroup then."""
         self._young: set[int] = set()
         self._young_timer: asyncio.TimerHandle | None = None
         self.changed = changed
@@ -101,13 +107,21 @@ class Engine:
                 # A failure concerns its task or file. What comes to here concerns a reading of the whole; the next scan
                 # repeats it.
                 log.error("a round was cut short: %s", error)
-            self.busy_since = None
+            except Exception:
+                log.exception("a round was cut short")
+            finally:
+                self.busy_since = None
+            self._first.set()
             self.changed.set()
 
-    async def settle(self) -> None:
-        """Wait until no hint is pending and no look is under way."""
-        while self._looks or self._wake.is_set() or self.busy_since is not None:
-            await asyncio.sleep(0.01)
+    async def settle(self, seconds: float) -> None:
+        """Wait for the first scan and the looks that it began, at most so long: what is slow goes on."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._first.wait()
+                await asyncio.gather(*self._looks.values(), return_exceptions=True)
+        except TimeoutError:
+            log.warning("the first scan goes on: some processes are slow to be read or to stop")
 
     async def close(self) -> None:
         if self._young_timer:
@@ -139,7 +153,7 @@ class Engine:
         for pid, parent in pending.forked.items():
             self._child(pid, parent, at)
         for pid in pending.ended:
-            if pid in self.records or pid in self._looks:
+            if pid in self.records or pid in self._looks or pid in self._clear:
                 self._look(pid)
         if pending.everything:
             await self._scan()
@@ -151,7 +165,7 @@ class Engine:
         self._world.look("/")
         known = {process.pid for process in self._ledger.processes()} | set(self.records)
         seen = await self._cgroups(list(self._world.tree.by_path))
-        for pid in known - seen:
+        for pid in (known | set(self._clear)) - seen:
             self._look(pid)
         self.scans += 1
         self.last_scan = time.monotonic() - begin
@@ -166,6 +180,8 @@ class Engine:
                 continue
             for number, pid in enumerate(self._processes(cgroup)):
                 seen.add(pid)
+                if all_of_them and (record := self.records.get(pid)):
+                    record.renew()
                 self._look(pid, hinted)
                 if number % SLICE == SLICE - 1:
                     await asyncio.sleep(0)
@@ -230,6 +246,7 @@ class Engine:
         except StuckError:
             if record is not None:
                 record.outcome, record.reason = Outcome.DEFERRED, "mmap-lock"
+                record.outcomes = frozenset({Outcome.DEFERRED})
                 self._after(record, False, None)
         except OSError as error:
             if libc.is_gone(error):
@@ -264,12 +281,14 @@ class Engine:
         placement = self._world.placement(path)
         record = self.records.get(pid)
         if record is None or record.process != process:
+            if not self._world.reached(path) and self._clear.get(pid) == (process.start, path):
+                return None
             record = Record(process, stat.comm, path, placement)
         record.comm = stat.comm
-        record.cgroup = path
-        if record.placement != placement:
-            record.placement = placement
+        if (record.placement, record.cgroup) != (placement, path):
+            record.placement, record.cgroup = placement, path
             record.renew()
+        self._clear.pop(pid, None)
         if self._world.reached(path):
             self.records[pid] = record
         else:
@@ -280,16 +299,25 @@ class Engine:
         pid = record.process.pid
         if changed and record.outcome is Outcome.APPLIED and hinted is not None:
             self._tally.cgroup_move(self._now() - hinted)
-        if record.outcome is Outcome.DEFERRED and record.reason not in QUIET:
-            delay = min(FIRST_RETRY * 2**record.attempts, LAST_RETRY)
-            record.attempts = min(record.attempts + 1, 16)
-            if previous := self._retries.pop(pid, None):
-                previous.cancel()
-            self._retries[pid] = asyncio.get_running_loop().call_later(delay, self._retry, pid)
+        if Outcome.DEFERRED in record.outcomes and not record.reasons <= QUIET:
+            self._retry_later(record)
         else:
-            record.attempts = 0
+            self._attempts.pop(pid, None)
+            if pid not in self.records and not record.outcomes and not self._ledger.marks(record.process):
+                self._clear[pid] = (record.process.start, record.cgroup)
         if pid in self.records:
             self._balancer.notice(record)
+
+    def _retry_later(self, record: Record) -> None:
+        pid = record.process.pid
+        process, attempts = self._attempts.get(pid, (record.process, 0))
+        if process != record.process:
+            attempts = 0
+        self._attempts[pid] = (record.process, min(attempts + 1, 16))
+        if previous := self._retries.pop(pid, None):
+            previous.cancel()
+        delay = min(FIRST_RETRY * 2**attempts, LAST_RETRY)
+        self._retries[pid] = asyncio.get_running_loop().call_later(delay, self._retry, pid)
 
     def _retry(self, pid: int) -> None:
         del self._retries[pid]
@@ -298,6 +326,8 @@ class Engine:
     def _forget(self, pid: int) -> None:
         record = self.records.pop(pid, None)
         self._young.discard(pid)
+        self._attempts.pop(pid, None)
+        self._clear.pop(pid, None)
         if record:
             self._ledger.forget([record.process])
         else:

@@ -17,14 +17,17 @@ from hetmemd.kernel.root import Root
 
 PATH = "/run/hetmemd/ledger.sqlite"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Ledger:
     """Marks by (process, thread), and the set of values issued since boot."""
 
     def __init__(self, root: Root) -> None:
-        """`OSError` or `sqlite3.Error` where /run/hetmemd cannot be written. A file that is torn is begun anew."""
+        """`OSError` or `sqlite3.Error` where /run/hetmemd cannot be written, or somebody else holds the file locked.
+
+        Only a file that is torn is begun anew: what is merely locked still knows what is ours.
+        """
         path = root.path(PATH)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.lost: str | None = None
@@ -33,6 +36,8 @@ class Ledger:
         try:
             self._open(str(path), boot)
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
             self.lost = f"{path}: {error}"
             path.unlink(missing_ok=True)
             self._open(str(path), boot)
@@ -40,9 +45,12 @@ class Ledger:
             mempolicy.parse(text) for (text,) in self._db.execute("SELECT policy FROM issued")
         }
         self._marks: dict[ProcessId, dict[int, Mark]] = {}
-        for pid, start, tid, given, replaced in self._db.execute("SELECT pid, start, tid, issued, replaced FROM mark"):
-            mark = Mark(mempolicy.parse(given), mempolicy.parse(replaced))
-            self._marks.setdefault(ProcessId(pid, start), {})[tid] = mark
+        for pid, start, tid, *policies in self._db.execute(
+            "SELECT pid, start, tid, issued, replaced, earlier FROM mark"
+        ):
+            issued, replaced, earlier = (_parsed(text) for text in policies)
+            if issued is not None and replaced is not None:
+                self._marks.setdefault(ProcessId(pid, start), {})[tid] = Mark(issued, replaced, earlier)
 
     def _open(self, path: str, boot: str) -> None:
         # Explicit transactions. /run is memory: a sync buys nothing, and a crash of the machine empties it anyway.
@@ -58,7 +66,7 @@ class Ledger:
         self._db.execute("CREATE TABLE IF NOT EXISTS issued (policy TEXT PRIMARY KEY)")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS mark (pid INTEGER, start INTEGER, tid INTEGER, issued TEXT NOT NULL,"
-            " replaced TEXT NOT NULL, PRIMARY KEY (pid, start, tid))"
+            " replaced TEXT NOT NULL, earlier TEXT, PRIMARY KEY (pid, start, tid))"
         )
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", with_this_boot.items())
 
@@ -92,13 +100,13 @@ class Ledger:
             del self._marks[process]
         gone = [(process.pid, process.start, tid) for tid, mark in marks.items() if mark is None]
         kept = [
-            (process.pid, process.start, tid, str(mark.issued), str(mark.replaced))
+            (process.pid, process.start, tid, str(mark.issued), str(mark.replaced), mark.earlier and str(mark.earlier))
             for tid, mark in marks.items()
             if mark is not None
         ]
         self._db.execute("BEGIN")
         self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ? AND tid = ?", gone)
-        self._db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?)", kept)
+        self._db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?)", kept)
         self._db.execute("COMMIT")
 
     def forget(self, processes: Iterable[ProcessId]) -> None:
@@ -108,3 +116,11 @@ class Ledger:
             self._db.execute("BEGIN")
             self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ?", ended)
             self._db.execute("COMMIT")
+
+
+def _parsed(text: str | None) -> Mempolicy | None:
+    """None for what no release of this daemon wrote: one bad row must not cost the others."""
+    try:
+        return mempolicy.parse(text) if text else None
+    except ValueError:
+        return None

@@ -8,6 +8,7 @@ a bounded time, gives the process up for now, and comes back to it when the thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -21,28 +22,47 @@ class StuckError(Exception):
 
 class OffLoop:
     def __init__(self, name: str, threads: int, seconds: float) -> None:
-        """At most `threads` calls at once, those that are stuck among them; `seconds` is what anybody waits."""
+        """At most `threads` calls at once, those that are stuck among them; `seconds` is what a call may take.
+
+        Waiting for one's turn does not count: a full machine is no stuck process.
+        """
         self._pool = ThreadPoolExecutor(threads, name)
+        self._turns = asyncio.Semaphore(threads)
         self._seconds = seconds
         self._stuck: dict[Hashable, Future[object]] = {}
 
     async def call(self, key: Hashable, work: Callable[[], T]) -> T:
         """The call's result or its exception. `StuckError` where it takes too long; it goes on in its thread."""
+        self._check(key)
+        await self._turns.acquire()
+        loop = asyncio.get_running_loop()
+        try:
+            self._check(key)
+            future = self._pool.submit(work)
+        except BaseException:
+            self._turns.release()
+            raise
+        # A thread that is stuck keeps its turn until it comes back.
+        future.add_done_callback(lambda _: self._come_back(loop))
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            if future.done():
+                return future.result()
+            self._stuck[key] = future  # type: ignore[assignment]
+            raise StuckError(key) from None
+
+    def _check(self, key: Hashable) -> None:
         earlier = self._stuck.get(key)
         if earlier is not None:
             if not earlier.done():
                 raise StuckError(key)
             del self._stuck[key]
-        future = self._pool.submit(work)
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError:
-            if future.cancel():
-                # It never began: every thread is stuck with somebody else.
-                raise StuckError(key) from None
-            self._stuck[key] = future  # type: ignore[assignment]
-            raise StuckError(key) from None
+
+    def _come_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._turns.release)
 
     @property
     def stuck(self) -> int:

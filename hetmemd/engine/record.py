@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hetmemd.engine.decide import Decision
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.policy.effective import Placement
@@ -28,6 +29,17 @@ def worst(outcomes: Iterable[tuple[Outcome, str]]) -> tuple[Outcome, str]:
     return min(outcomes, key=lambda pair: _SEVERITY.index(pair[0]), default=(Outcome.GONE, ""))
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One thread as it was read last."""
+
+    now: Mempolicy
+    allowed: frozenset[int]
+    decision: Decision
+    wanted: Mempolicy | None
+    why: str
+
+
 @dataclass(slots=True)
 class Record:
     """One process. Times are the loop's monotonic seconds, except `acted_at` (wall clock, shown to people)."""
@@ -44,14 +56,27 @@ class Record:
     allowed: frozenset[int] = frozenset()
     acted: str = ""
     acted_at: float = 0.0
-    attempts: int = 0
-    """Acts that were deferred in a row: the next look backs off."""
+    outcomes: frozenset[Outcome] = frozenset()
+    """Of all its threads."""
+    reasons: frozenset[str] = frozenset()
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """Threads that were settled when they were read last, by tid, the one read longest ago first."""
+    generation: int = 0
+    """Raised by everything that makes a pass over its pages obsolete."""
     bytes_by_node: Mapping[int, int] = field(default_factory=dict)
     distance: float | None = None
     measure_at: float = 0.0
     """When the pages are next looked at."""
     idle_passes: int = 0
     """Passes in a row that moved nothing though the distance was too large: the next one backs off."""
+    went_back: int = 0
+    """Passes in a row after which the pages were moved back by somebody else (L6)."""
+    left_misplaced: float | None = None
+    """Bytes that lay wrong when the last pass ended."""
+    last_total: int = 0
+    """Bytes that were measured then, and"""
+    last_moved: int = 0
+    """bytes that it moved."""
     settled_for: Placement | None = None
     """With `existing = "once"`: the placement for which the one pass was done."""
 
@@ -59,7 +84,16 @@ class Record:
         """Its address space or its placement is another: what was learned of its pages holds no more."""
         self.measure_at = 0.0
         self.idle_passes = 0
+        self.went_back = 0
+        self.left_misplaced = None
         self.settled_for = None
+        self.generation += 1
+        self.seen.clear()
+
+    def forget_threads(self, tids: Iterable[int]) -> None:
+        """They are read again at the next look."""
+        for tid in tids:
+            self.seen.pop(tid, None)
 
     def view(self) -> TaskView:
         return TaskView(

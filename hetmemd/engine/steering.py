@@ -11,34 +11,37 @@ from typing import Protocol
 from hetmemd.engine.decide import Decision, Mark, Verb, decide
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
-from hetmemd.engine.record import Record, worst
+from hetmemd.engine.record import Record, Seen, worst
 from hetmemd.kernel import libc, mempolicy, procfs
-from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
+from hetmemd.memory import regions
+from hetmemd.memory.headroom import Headroom
 from hetmemd.remote.result import Outcome, ThreadResult
 
 READERS = 16
-READ_SECONDS = 2.0
+READ_SECONDS = 10.0
+BUDGET = 0.1
+"""Seconds that one look spends on reading threads: each reading walks the target's first region under its mmap lock,
+which is nothing for a program's text and a millisecond for a gigabyte of heap. The next look reads what is left."""
+AGAIN = 4
+"""Threads that were right and are read again at each look: an application can set its own policy at any time."""
+SLICE = 32
+"""Threads between two looks at the kill switch."""
 ROUNDS = 8
 """How often the threads of one process are read again while new ones keep coming; the next hint or scan goes on."""
+BIND_RESERVE = 16384
+"""Pages (64 MiB) that must be free on the nodes of a `bind`, above what moving leaves alone, to issue it (L7): what no
+node of the mask can hold ends in the kernel's OOM killer."""
 
 
 class Acts(Protocol):
-    """The effect: `remote.client.Tracer`, or `Observing`."""
+    """The effect: `remote.client.Tracer`."""
 
     async def apply(
         self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
     ) -> list[ThreadResult]: ...
-
-
-class Observing:
-    """The kill switch: says what would be done, and does nothing."""
-
-    async def apply(
-        self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
-    ) -> list[ThreadResult]:
-        return [ThreadResult(tid, Outcome.DEFERRED, "observe") for tid in tids or [process.pid]]
 
 
 class Witness(Protocol):
@@ -61,12 +64,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadView:
-    tid: int
-    now: Mempolicy
-    allowed: frozenset[int]
-    decision: Decision
-    why: str
+class _Reading:
+    """All that one look found."""
+
+    threads: Mapping[int, Seen]
+    tids: frozenset[int]
+    """All that there are, those that were not read among them."""
+    ppid: int
+    partial: bool
+    """The budget was spent before all were read."""
 
 
 class Steering:
@@ -78,19 +84,23 @@ class Steering:
         wanted: Callable[[str], Wanted],
         memory_nodes: Callable[[], frozenset[int]],
         is_threaded: Callable[[str], bool],
+        observing: Callable[[], bool],
         witness: Witness,
     ) -> None:
         """`wanted` and `is_threaded` take a cgroup's path. `memory_nodes` are the nodes online with memory.
+        `observing` asks the kill switch.
 
-        Both are called in a reader's thread, and so only read.
+        The first three are called in a reader's thread, and so only read.
         """
         self._root = root
         self._ledger = ledger
-        self.acts = acts
+        self._acts = acts
         self._wanted = wanted
         self._memory_nodes = memory_nodes
         self._is_threaded = is_threaded
+        self._observing = observing
         self._witness = witness
+        self._headroom = Headroom(root)
         self._readers = OffLoop("reader", READERS, READ_SECONDS)
 
     def close(self) -> None:
@@ -109,95 +119,207 @@ class Steering:
         """
         changed = False
         tried: dict[int, ThreadResult] = {}
-        threads: list[ThreadView] = []
+        reading = await self._reading(record)
         for _ in range(ROUNDS):
-            threads = await self._readers.call(record.process, lambda: self._read(record))
-            todo: dict[tuple[Mempolicy, str, Verb], list[ThreadView]] = {}
-            for thread in threads:
-                if thread.decision.verb in (Verb.APPLY, Verb.RESTORE) and thread.tid not in tried:
-                    key = (thread.decision.policy, thread.why, thread.decision.verb)
-                    todo.setdefault(key, []).append(thread)
+            todo: dict[tuple[Mempolicy, str, Verb], list[int]] = {}
+            for tid, seen in reading.threads.items():
+                if seen.decision.verb in (Verb.APPLY, Verb.RESTORE) and tid not in tried:
+                    key = (seen.decision.policy, seen.why, seen.decision.verb)
+                    todo.setdefault(key, []).append(tid)
             if not todo:
                 break
-            for (policy, why, verb), views in todo.items():
-                results = await self._act(record, policy, why, verb, views)
+            for (policy, why, verb), tids in todo.items():
+                results = await self._act(record, policy, why, verb, tids)
                 tried.update((result.tid, result) for result in results)
                 changed = changed or any(result.outcome is Outcome.APPLIED for result in results)
-        if tried:
-            threads = await self._readers.call(record.process, lambda: self._read(record))
-        self._conclude(record, threads, tried)
+            reading = await self._reading(record)
+        self._conclude(record, reading, tried)
         return changed
 
-    def _read(self, record: Record) -> list[ThreadView]:
-        process = record.process
-        if procfs.stat(self._root, process.pid).start != process.start:
+    # -- reading
+
+    async def _reading(self, record: Record) -> _Reading:
+        reading = await self._readers.call(record.process, lambda: self._read(record))
+        self._keep_marks(record, reading)
+        return reading
+
+    def _read(self, record: Record) -> _Reading:
+        """In a reader's thread. Threads that were settled are taken from the record, a few of them read again."""
+        process, began = record.process, time.monotonic()
+        stat = procfs.stat(self._root, process.pid)
+        if stat.start != process.start:
             raise ProcessLookupError(0, "another process has this pid now", f"/proc/{process.pid}")
         marks = self._ledger.marks(process)
         threaded = self._is_threaded(record.cgroup)
         wanted = self._wanted(record.cgroup)
-        allowed: frozenset[int] | None = None
-        views: list[ThreadView] = []
-        for tid in procfs.tids(self._root, process.pid):
+        tids = procfs.tids(self._root, process.pid)
+        record.forget_threads(set(record.seen) - set(tids))
+        again = set(list(record.seen)[:AGAIN])
+        allowed = self._allowed(process.pid, process.pid)
+        record.allowed = allowed
+        partial = False
+        # New ones first: of what was right before, none is lost if the budget ends.
+        for tid in sorted(tids, key=lambda each: (each in record.seen, each)):
+            known = record.seen.get(tid)
+            if (
+                known
+                and tid not in again
+                and not threaded
+                and (known.wanted, known.allowed) == (wanted.policy, allowed)
+            ):
+                continue
+            if time.monotonic() - began > BUDGET and len(record.seen) > len(again):
+                partial = True
+                break
             try:
                 now = procfs.thread_policy(self._root, process.pid, tid)
                 if now is None:
+                    record.forget_threads({tid})
                     continue  # a zombie, a dead leader or a kernel thread: it has no memory
                 if threaded:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
                     wanted = self._wanted(path) if path else Wanted(None, "")
-                if threaded or allowed is None:
-                    fields = procfs.status(self._root, process.pid, tid)
-                    allowed = procfs.mems_allowed(fields) & self._memory_nodes()
+                    allowed = self._allowed(process.pid, tid)
+                seen = self._seen(record, tid, now, allowed, marks.get(tid), wanted)
             except OSError as error:
                 if libc.is_gone(error):
+                    record.forget_threads({tid})
                     continue
                 raise
-            decision = decide(now, wanted.policy, allowed, marks.get(tid), self._ledger.issued)
-            if wanted.holds and decision.verb is Verb.RESTORE:
-                decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
-            views.append(ThreadView(tid, now, allowed, decision, wanted.why))
-        return views
+            record.forget_threads({tid})
+            record.seen[tid] = seen
+        return _Reading(dict(record.seen), frozenset(tids), stat.ppid, partial)
+
+    def _allowed(self, pid: int, tid: int) -> frozenset[int]:
+        return procfs.mems_allowed(procfs.status(self._root, pid, tid)) & self._memory_nodes()
+
+    def _seen(
+        self,
+        record: Record,
+        tid: int,
+        now: Mempolicy,
+        allowed: frozenset[int],
+        mark: Mark | None,
+        wanted: Wanted,
+    ) -> Seen:
+        decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
+        if now != DEFAULT and decision.outcome is not Outcome.APPLIED and decision.verb is not Verb.RESTORE:
+            # Foreign, or nobody's business: but the first region may be bound, and hide the thread's own policy.
+            exact = regions.task_policy(self._root, record.process.pid, tid)
+            if exact is not None and exact != now:
+                now = exact
+                decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
+        if wanted.holds and decision.verb is Verb.RESTORE:
+            decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
+        return Seen(now, allowed, decision, wanted.policy, wanted.why)
+
+    def _keep_marks(self, record: Record, reading: _Reading) -> None:
+        """Marks follow what the kernel shows: of threads that are gone they go, and what was inherited is marked."""
+        marks = self._ledger.marks(record.process)
+        changes: dict[int, Mark | None] = {tid: None for tid in marks if tid not in reading.tids}
+        heirs = bool(marks) or self._is_heir(reading.ppid)
+        for tid, seen in reading.threads.items():
+            if seen.decision.outcome is not Outcome.APPLIED or seen.wanted is None or seen.wanted == DEFAULT:
+                continue
+            mark = marks.get(tid)
+            if mark is None:
+                if heirs and seen.wanted in self._ledger.issued:
+                    changes[tid] = Mark(seen.wanted)
+            elif mark.issued != seen.wanted or mark.earlier is not None:
+                changes[tid] = Mark(seen.wanted, mark.replaced)
+        if changes:
+            self._ledger.set_marks(record.process, changes)
+
+    def _is_heir(self, ppid: int) -> bool:
+        try:
+            return bool(self._ledger.marks(procfs.identify(self._root, ppid)))
+        except OSError:
+            return False
+
+    # -- acting
 
     async def _act(
-        self, record: Record, policy: Mempolicy, why: str, verb: Verb, views: Sequence[ThreadView]
+        self, record: Record, policy: Mempolicy, why: str, verb: Verb, tids: Sequence[int]
     ) -> list[ThreadResult]:
-        self._ledger.will_issue(policy)
-        results = await self.acts.apply(record.process, policy, [view.tid for view in views])
-        marks: dict[int, Mark | None] = {}
-        held = self._ledger.marks(record.process)
-        for result in results:
-            if result.outcome is Outcome.APPLIED:
-                before = held.get(result.tid)
-                replaced = before.replaced if before else mempolicy.DEFAULT
-                marks[result.tid] = Mark(policy, replaced) if verb is Verb.APPLY else None
-        self._ledger.set_marks(record.process, marks)
+        results: list[ThreadResult] = []
+        for begin in range(0, len(tids), SLICE):
+            some = tids[begin : begin + SLICE]
+            if self._observing():
+                results += [ThreadResult(tid, Outcome.DEFERRED, "observe") for tid in some]
+            elif verb is Verb.APPLY and not self._has_room(policy):
+                results += [ThreadResult(tid, Outcome.REFUSED, "headroom") for tid in some]
+            else:
+                results += await self._write(record, policy, verb, some)
         record.acted = _sentence(policy, results)
         record.acted_at = time.time()
         self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
         return results
 
-    def _conclude(self, record: Record, threads: Sequence[ThreadView], tried: Mapping[int, ThreadResult]) -> None:
+    async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:
+        """The act itself, with the ledger before and after: a daemon that dies in between still knows its own."""
+        before = {tid: self._ledger.marks(record.process).get(tid) for tid in tids}
+        self._ledger.will_issue(policy)
+        if verb is Verb.APPLY and policy != DEFAULT:
+            intents = {
+                tid: Mark(policy, mark.replaced, mark.issued) if mark else Mark(policy) for tid, mark in before.items()
+            }
+            self._ledger.set_marks(record.process, intents)
+        results = await self._acts.apply(record.process, policy, tids)
+        marks: dict[int, Mark | None] = {}
+        for result in results:
+            mark = before.get(result.tid)
+            record.forget_threads({result.tid})
+            if result.outcome is Outcome.APPLIED:
+                replaced = mark.replaced if mark else mempolicy.DEFAULT
+                marks[result.tid] = None if verb is Verb.RESTORE or policy == DEFAULT else Mark(policy, replaced)
+            elif result.outcome is not Outcome.DEFERRED:
+                marks[result.tid] = mark
+            # Deferred may mean that the tracer was killed over it: the intent stays until the kernel is read again.
+        self._ledger.set_marks(record.process, marks)
+        return results
+
+    def _has_room(self, policy: Mempolicy) -> bool:
+        if policy.mode is not Mode.BIND:
+            return True
+        return sum(self._headroom.room(node) for node in policy.nodes) >= BIND_RESERVE
+
+    # -- what came of it
+
+    def _conclude(self, record: Record, reading: _Reading, tried: Mapping[int, ThreadResult]) -> None:
         """What `status` shows: the kernel's word, and where it is not what was wanted, what became of the try."""
         outcomes: list[tuple[Outcome, str]] = []
-        for thread in threads:
-            if thread.decision.outcome is not None:
-                outcomes.append((thread.decision.outcome, thread.decision.reason))
-            elif thread.decision.verb in (Verb.APPLY, Verb.RESTORE):
-                result = tried.get(thread.tid)
+        for tid, seen in reading.threads.items():
+            if seen.decision.outcome is not None:
+                outcomes.append((seen.decision.outcome, seen.decision.reason))
+            elif seen.decision.verb in (Verb.APPLY, Verb.RESTORE):
+                result = tried.get(tid)
                 if result is None or result.outcome is Outcome.APPLIED:
                     # Not tried yet (threads come faster than rounds), or the application undid it at once.
                     outcomes.append((Outcome.DEFERRED, "new-threads" if result is None else "changed-again"))
                 else:
                     outcomes.append((result.outcome, result.reason))
+        if reading.partial:
+            outcomes.append((Outcome.DEFERRED, "slow-to-read"))
         record.outcome, record.reason = worst(outcomes)
-        record.threads = len(threads)
-        if threads:
-            leader = threads[0]
-            record.now, record.allowed = leader.now, leader.allowed
+        record.outcomes = frozenset(outcome for outcome, _ in outcomes)
+        record.reasons = frozenset(reason for _, reason in outcomes if reason)
+        record.threads = len(reading.tids)
+        if reading.threads and not outcomes:
+            # Shown only where a policy reaches the cgroup and is blocked there.
+            record.outcome, record.reason = Outcome.DEFERRED, "blocked"
+        if reading.threads:
+            leader = reading.threads.get(record.process.pid) or next(iter(reading.threads.values()))
+            record.now = leader.now
+        # Only what is settled need not be read again.
+        record.forget_threads({tid for tid, seen in reading.threads.items() if not _is_settled(seen.decision)})
+
+
+def _is_settled(decision: Decision) -> bool:
+    return decision.verb in (Verb.NOTHING, Verb.LEAVE) and decision.outcome is not Outcome.DEFERRED
 
 
 def _sentence(policy: Mempolicy, results: Sequence[ThreadResult]) -> str:
-    """`weighted interleave=static:0-1 in 3 threads; 1 deferred (frozen)`."""
+    """`weighted interleave=static:0-1: 3 applied; 1 deferred (frozen)`."""
     counts = Counter((result.outcome, result.reason, result.errno) for result in results)
     parts = []
     for (outcome, reason, errno), number in sorted(counts.items()):

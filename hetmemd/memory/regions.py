@@ -129,6 +129,11 @@ def read(root: Root, pid: int, tid: int | None = None) -> list[Region]:
     return found
 
 
+def task_policy(root: Root, pid: int, tid: int | None = None) -> Mempolicy | None:
+    """The policy of a thread, told from those of its process's regions. Walks all of its memory, as `read` does."""
+    return _task_policy(numa_maps.read(root, pid, tid), maps.read(root, pid, tid))
+
+
 def _task_policy(lines: list[numa_maps.Line], mappings: list[maps.Mapping]) -> Mempolicy | None:
     """What regions without a policy of their own show: the vdso's, which nobody binds, or else the first region's."""
     vdso = next((mapping.start for mapping in mappings if mapping.name == "[vdso]"), None)

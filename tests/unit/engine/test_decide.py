@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetmemd.engine.decide import Mark, Verb, decide, expected, issuable, shows
+from hetmemd.engine.decide import Mark, Verb, decide, issuable, shows
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.remote.readback import as_shown
 from hetmemd.remote.result import Outcome
 
 S = Flag.STATIC_NODES
@@ -26,7 +27,9 @@ def test_L1_a_decision_that_was_carried_out_decides_nothing_more(
 ) -> None:
     first = decide(now, wanted, allowed, mark, issued)
     if first.verb is Verb.APPLY:
-        then = decide(expected(first.policy, allowed), wanted, allowed, Mark(first.policy), issued | {first.policy})
+        shown = as_shown(first.policy, allowed)
+        assert shown is not None
+        then = decide(shown, wanted, allowed, Mark(first.policy), issued | {first.policy})
         assert (then.verb, then.outcome) == (Verb.NOTHING, Outcome.APPLIED)
     elif first.verb is Verb.RESTORE:
         then = decide(DEFAULT, wanted, allowed, None, issued)
@@ -39,6 +42,24 @@ def test_T4_a_policy_that_was_never_issued_is_never_replaced(
 ) -> None:
     if now != DEFAULT and not any(shows(now, value, allowed) for value in issued):
         assert decide(now, wanted, allowed, None, issued).verb in (Verb.LEAVE, Verb.NOTHING)
+
+
+def test_T4_while_it_is_not_known_whether_a_newer_value_arrived_both_are_ours() -> None:
+    mark = Mark(BOUND, DEFAULT, WEIGHTED)
+    assert decide(BOUND, None, BOTH, mark, ()).verb is Verb.RESTORE
+    assert decide(WEIGHTED, None, BOTH, mark, ()).verb is Verb.RESTORE
+    assert decide(Mempolicy(Mode.LOCAL), None, BOTH, mark, ()).verb is Verb.NOTHING
+
+
+def test_T4_local_is_too_common_to_be_known_again_without_a_mark() -> None:
+    local = Mempolicy(Mode.LOCAL)
+    assert decide(local, None, BOTH, None, {local}).verb is Verb.NOTHING
+    assert decide(local, None, BOTH, Mark(local), {local}).verb is Verb.RESTORE
+
+
+def test_T4_an_old_kernel_that_does_not_show_balancing_is_believed() -> None:
+    balanced = Mempolicy(Mode.BIND, BOTH, S | Flag.NUMA_BALANCING)
+    assert shows(Mempolicy(Mode.BIND, BOTH, S), balanced, BOTH)
 
 
 def test_T4_the_ledger_beats_equality_with_what_was_issued() -> None:

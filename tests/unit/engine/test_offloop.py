@@ -49,19 +49,30 @@ def test_a_stuck_call_costs_its_own_process_and_nobody_else(lock: threading.Even
     asyncio.run(run())
 
 
-def test_when_every_thread_is_stuck_nothing_is_queued_behind_them(lock: threading.Event) -> None:
+def test_waiting_for_a_turn_is_not_being_stuck(lock: threading.Event) -> None:
     async def run() -> None:
         threads = OffLoop("t", 1, 0.05)
-        began = []
         with pytest.raises(StuckError):
             await threads.call("stuck", lock.wait)
-        with pytest.raises(StuckError):
-            await threads.call("other", lambda: began.append(1))
+        waiting = [asyncio.create_task(threads.call(number, lambda: 5)) for number in range(20)]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in waiting)
         lock.set()
-        while threads.stuck:
-            await asyncio.sleep(0.001)
-        assert await threads.call("third", lambda: 3) == 3
-        assert began == []
+        assert await asyncio.gather(*waiting) == [5] * 20
+        assert threads.stuck == 0
+        threads.close()
+
+    asyncio.run(run())
+
+
+def test_an_exception_that_says_timeout_is_the_calls_own() -> None:
+    def work() -> None:
+        raise TimeoutError("of its own")
+
+    async def run() -> None:
+        threads = OffLoop("t", 1, 30.0)
+        with pytest.raises(TimeoutError, match="of its own"):
+            await threads.call("a", work)
         threads.close()
 
     asyncio.run(run())
