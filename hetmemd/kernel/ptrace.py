@@ -13,20 +13,20 @@ import errno
 import os
 from typing import NamedTuple
 
-_PEEKDATA = 2
-_DETACH = 17
-_SYSCALL = 24
+PEEKDATA = 2
+DETACH = 17
+SYSCALL = 24
 _GETSIGINFO = 0x4202
-_GETREGSET = 0x4204
-_SETREGSET = 0x4205
+GETREGSET = 0x4204
+SETREGSET = 0x4205
 _SEIZE = 0x4206
-_INTERRUPT = 0x4207
+INTERRUPT = 0x4207
 _GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
-_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
+GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
 
 _WALL = 0x40000000
 """Waits for threads too, whatever signal they were made to send (wait(2))."""
-_EVENTS = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL
+WAIT_EVENTS = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL
 
 O_TRACESYSGOOD = 1
 O_SUSPEND_SECCOMP = 1 << 21
@@ -45,7 +45,8 @@ _ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
 _waitid = _libc.waitid
 _NULL = ctypes.c_void_p(0)
-_NT_PRSTATUS = ctypes.c_void_p(1)
+NT_PRSTATUS = 1
+_NT_PRSTATUS = ctypes.c_void_p(NT_PRSTATUS)
 
 
 def _failed(request: int, tid: int) -> OSError:
@@ -68,21 +69,34 @@ class RegisterSet:
         self._buffer = (ctypes.c_char * self.CAPACITY).from_buffer(content)
         self._vector = _IoVector(ctypes.addressof(self._buffer), self.CAPACITY)
         self._pointer = ctypes.byref(self._vector)
+        self.address = ctypes.addressof(self._vector)
+        """Of the iovec that PTRACE_GETREGSET and PTRACE_SETREGSET take."""
 
     def get(self, tid: int) -> bytes:
         """PTRACE_GETREGSET: the registers as `struct user_regs_struct` of the tracee's own ABI."""
         self._vector.length = self.CAPACITY
-        if _ptrace(_GETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
-            raise _failed(_GETREGSET, tid)
+        if _ptrace(GETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
+            raise _failed(GETREGSET, tid)
+        return self.content
+
+    @property
+    def content(self) -> bytes:
         return bytes(self._view[: self._vector.length])
 
-    def set(self, tid: int, registers: bytes) -> None:
-        """PTRACE_SETREGSET."""
+    def empty(self) -> None:
+        """All of the room is there to be filled."""
+        self._vector.length = self.CAPACITY
+
+    def fill(self, registers: bytes) -> None:
         length = len(registers)
         self._view[:length] = registers
         self._vector.length = length
-        if _ptrace(_SETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
-            raise _failed(_SETREGSET, tid)
+
+    def set(self, tid: int, registers: bytes) -> None:
+        """PTRACE_SETREGSET."""
+        self.fill(registers)
+        if _ptrace(SETREGSET, tid, _NT_PRSTATUS, self._pointer) == -1:
+            raise _failed(SETREGSET, tid)
 
 
 def seize(tid: int, options: int) -> None:
@@ -93,28 +107,28 @@ def seize(tid: int, options: int) -> None:
 
 def interrupt(tid: int) -> None:
     """Ask the thread to stop; `wait_any` tells when it has."""
-    if _ptrace(_INTERRUPT, tid, _NULL, _NULL) == -1:
-        raise _failed(_INTERRUPT, tid)
+    if _ptrace(INTERRUPT, tid, _NULL, _NULL) == -1:
+        raise _failed(INTERRUPT, tid)
 
 
 def resume_to_syscall(tid: int) -> None:
     """PTRACE_SYSCALL: run until the next entry to or exit from a syscall."""
-    if _ptrace(_SYSCALL, tid, _NULL, _NULL) == -1:
-        raise _failed(_SYSCALL, tid)
+    if _ptrace(SYSCALL, tid, _NULL, _NULL) == -1:
+        raise _failed(SYSCALL, tid)
 
 
 def detach(tid: int, signal: int = 0) -> None:
     """Let a stopped thread go on untraced, delivering `signal` where it was stopped to have one delivered."""
-    if _ptrace(_DETACH, tid, _NULL, ctypes.c_void_p(signal)) == -1:
-        raise _failed(_DETACH, tid)
+    if _ptrace(DETACH, tid, _NULL, ctypes.c_void_p(signal)) == -1:
+        raise _failed(DETACH, tid)
 
 
 def peek(tid: int, address: int) -> int:
     """The 8 bytes at `address` in the memory that the thread has *now*: a mem file may show an earlier program's."""
     ctypes.set_errno(0)
-    word: int = _ptrace(_PEEKDATA, tid, ctypes.c_void_p(address), _NULL)
+    word: int = _ptrace(PEEKDATA, tid, ctypes.c_void_p(address), _NULL)
     if word == -1 and ctypes.get_errno():
-        raise _failed(_PEEKDATA, tid)
+        raise _failed(PEEKDATA, tid)
     return word & (1 << 64) - 1
 
 
@@ -134,9 +148,9 @@ def rseq_area(tid: int) -> int:
 
 def syscall_user_dispatch(tid: int) -> bool:
     """True where the stopped thread has its syscalls handed back to it as SIGSYS (Wine); False before 6.4."""
-    if _ptrace(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _SUD_SIZE, _words_pointer) == -1:
+    if _ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _SUD_SIZE, _words_pointer) == -1:
         if ctypes.get_errno() == errno.ESRCH:
-            raise _failed(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid)
+            raise _failed(GET_SYSCALL_USER_DISPATCH_CONFIG, tid)
         return False
     return bool(_words[0])
 
@@ -171,18 +185,26 @@ def wait_any() -> Stop:
     A stop is looked at, not taken (WNOWAIT): taking it clears the signal that the thread stopped for, which would then
     be lost if the tracer died before it has it delivered (wait_task_stopped() in kernel/exit.c).
     """
-    while _waitid(os.P_ALL, 0, _report_pointer, _EVENTS, _NULL) == -1:
+    while _waitid(os.P_ALL, 0, _report_pointer, WAIT_EVENTS, _NULL) == -1:
         code = ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code), "waitid")
-    tid = _report[4]
-    if _report[2] in _STOPPED:
-        return Stop(tid, _report[6] & 0xFF, _report[6] >> 8)
-    os.waitid(os.P_PID, tid, os.WEXITED | _WALL)
-    return Stop(tid, 0, 0)
+    return reported()
 
 
 # siginfo_t: si_signo, si_errno, si_code, (padding), si_pid, si_uid, si_status.
 _report = (ctypes.c_int * 32)()
 _report_pointer = ctypes.byref(_report)
 _STOPPED = (os.CLD_TRAPPED, os.CLD_STOPPED)
+REPORT = ctypes.addressof(_report)
+"""Where waitid(2) is to write what `reported` tells of: a siginfo_t."""
+REPORT_CODE, REPORT_PID, REPORT_STATUS = REPORT + 8, REPORT + 16, REPORT + 24
+
+
+def reported() -> Stop:
+    """What the last wait found."""
+    tid = _report[4]
+    if _report[2] in _STOPPED:
+        return Stop(tid, _report[6] & 0xFF, _report[6] >> 8)
+    os.waitid(os.P_PID, tid, os.WEXITED | _WALL)
+    return Stop(tid, 0, 0)

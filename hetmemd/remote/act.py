@@ -7,13 +7,15 @@ then on the stub restores it by itself, and once the registers are back it needs
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from hetmemd.kernel import libc, ptrace
 from hetmemd.remote import slot
+from hetmemd.remote.course import Course, Reached
 from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
@@ -40,6 +42,10 @@ class _Again(Exception):
     """The thread was let go to take a signal, or runs another program than the one looked at."""
 
 
+class _Stale(_Again):
+    """What was written went into memory that is no more."""
+
+
 class _Plan(NamedTuple):
     slot: Slot | None
     """None where there is nothing to call, or no room."""
@@ -55,7 +61,7 @@ class Actor:
         if suspends_seccomp:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
             self._options |= ptrace.O_SUSPEND_SECCOMP
-        self._registers = ptrace.RegisterSet()
+        self._course = Course()
         self._turn = 0
 
     def act(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> Done:
@@ -66,6 +72,8 @@ class Actor:
             except _Again:
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
                     time.sleep(_BREATH)
+            except ChildProcessError:
+                raise gone() from None
             except OSError as error:
                 if libc.is_gone(error):
                     # Killed while it was held. It stays a zombie, and whoever waits for it waits, until this reaps it.
@@ -76,21 +84,16 @@ class Actor:
 
     def _act_once(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> Done:
         plan = self._plan(target, tid, calls, data)
+        self._course.prepare(tid, target.memory, plan.slot)
         self._seize(target, tid)
-        begin = time.perf_counter_ns()
-        ptrace.interrupt(tid)
-        # While it is on its way to the stop. False: the tid came to be another process's before it was seized.
+        # False: the tid came to be another process's before it was seized.
         is_its_own = target.has_thread(tid)
-        stop = _wait(tid)
-        held = Held(self._registers, target, tid)
-        if stop.event != ptrace.EVENT_STOP:
-            held.release(0 if stop.event else stop.signal)
-            raise _Again
-        results = []
+        begin = time.perf_counter_ns()
+        held = self._stop(target, tid)
         try:
             if not is_its_own:
                 raise gone()
-            if not held.look():
+            if not held.look(dispatches=self._course.dispatches):
                 raise _Again
             was_full = held.sweep() and not plan.slot
             if plan.calls:
@@ -99,19 +102,70 @@ class Actor:
                         raise _Again
                     raise Declined(Outcome.DEFERRED if target.room.leftovers else Outcome.UNSTEERABLE, "vdso")
                 held.leave_restartable_sequence()
-                if not held.write(plan.slot):
-                    target.forget_memory()
-                    raise _Again
-        except BaseException:
+                if len(plan.calls) > 1 and not held.write(plan.slot):
+                    raise _Stale
+        except BaseException as error:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
+            self._give_up(held, error)
+        if len(plan.calls) == 1 and plan.slot:
+            results = [self._call_and_release(held, plan.slot, *plan.calls[0])]
+        else:
+            results = []
+            for number, arguments in plan.calls:
+                held.enter(number, arguments)
+                results.append(_finish(held))
+                if results[-1] < 0:
+                    break
             held.release()
-            raise
-        for number, arguments in plan.calls:
-            results.append(self._call(held, number, arguments))
-            if results[-1] < 0:
-                break
-        held.release()
         return Done(results, time.perf_counter_ns() - begin)
+
+    def _stop(self, target: Target, tid: int) -> Held:
+        """Interrupt the thread; when it has a signal to take, it is let go for that, and `_Again` raised."""
+        if self._course.stop():
+            stop = _judged(tid, ptrace.reported()) or _wait(tid)
+        else:
+            stop = _wait(tid)
+            self._course.original.get(tid)
+        held = Held(self._course.original, target, tid)
+        if stop.event != ptrace.EVENT_STOP:
+            held.release(_deliverable(stop))
+            raise _Again
+        return held
+
+    def _give_up(self, held: Held, error: BaseException) -> NoReturn:
+        if isinstance(error, _Stale):
+            held.target.forget_memory()
+        held.release()
+        raise error
+
+    def _call_and_release(self, held: Held, room: Slot, number: int, arguments: Sequence[int]) -> int:
+        """One call through the stub; its result, -errno where it failed."""
+        course = self._course
+        calling = held.calling(room, number, arguments)
+        reached = course.call(held.content(room), calling, held.resumed)
+        if reached is Reached.ALL:
+            return held.result_in(course.after.content)
+        code = course.error
+        if reached is Reached.WRITE and code:
+            # proc_mem.force_override=never (6.12).
+            self._give_up(held, Declined(Outcome.REFUSED, "proc-mem", code))
+        if reached in (Reached.WRITE, Reached.MARK) and code != errno.ESRCH:
+            self._give_up(held, _Stale())
+        if reached is Reached.ZERO:
+            # The next act in this process does it.
+            held.was_restored()
+            held.release()
+            return held.result_in(course.after.content)
+        if code == errno.ECHILD:
+            raise gone()
+        if code:
+            raise OSError(code, os.strerror(code), f"/proc/{held.tid}")
+        # Something else than the stop that was waited for.
+        held.has_entered(room, calling)
+        stop = _judged(held.tid, ptrace.reported()) or _wait(held.tid)
+        result = _finish(held, stop, 1 if reached is Reached.EXIT_STOP else 0)
+        held.release()
+        return result
 
     def _seize(self, target: Target, tid: int) -> None:
         try:
@@ -143,18 +197,19 @@ class Actor:
         ]
         return _Plan(room, resolved)
 
-    def _call(self, held: Held, number: int, arguments: Sequence[int]) -> int:
-        """One call through the stub; its result, -errno where it failed."""
-        held.enter(number, arguments)
-        syscall_stops = 0
-        while syscall_stops < 2:  # at its entry and at its exit
-            ptrace.resume_to_syscall(held.tid)
-            stop = _wait(held.tid)
+
+def _finish(held: Held, stop: ptrace.Stop | None = None, syscall_stops: int = 0) -> int:
+    """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in already."""
+    while True:
+        if stop:
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
             elif stop.event != ptrace.EVENT_STOP:
                 _let_go_for(held, stop)
-        return held.result()
+        if syscall_stops == 2:  # at its entry and at its exit
+            return held.result()
+        ptrace.resume_to_syscall(held.tid)
+        stop = _wait(held.tid)
 
 
 def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
@@ -174,17 +229,24 @@ def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
 def _wait(tid: int) -> ptrace.Stop:
     while True:
         try:
-            stop = ptrace.wait_any()
+            stop = _judged(tid, ptrace.wait_any())
         except ChildProcessError:
             raise gone() from None
-        if stop.tid == tid:
-            if stop.ended:
-                raise gone()
+        if stop:
             return stop
-        if not stop.ended:
-            # It executed another program and answers to its process's id now. Nothing of ours is left in it.
-            ptrace.detach(stop.tid, _deliverable(stop))
-            raise gone("executed")
+
+
+def _judged(tid: int, stop: ptrace.Stop) -> ptrace.Stop | None:
+    """A stop of this thread; None for the end of one that was held before."""
+    if stop.tid == tid:
+        if stop.ended:
+            raise gone()
+        return stop
+    if not stop.ended:
+        # It executed another program and answers to its process's id now. Nothing of ours is left in it.
+        ptrace.detach(stop.tid, _deliverable(stop))
+        raise gone("executed")
+    return None
 
 
 def _reap(tid: int) -> None:

@@ -26,12 +26,13 @@ class Held:
     """From a ptrace stop to `release`. Raises `Declined`, and `OSError` ESRCH where the thread was killed meanwhile."""
 
     def __init__(self, room: ptrace.RegisterSet, target: Target, tid: int) -> None:
+        """`room` holds the registers that the thread stopped with."""
         self.target = target
         self.tid = tid
         self._room = room
         self._slot: Slot | None = None
         # What the thread has now, and what it goes on with.
-        self._current = self._resumed = room.get(tid)
+        self._current = self.resumed = room.content
         self._abi: Abi | None = None
         self._registers: list[int] = []
         if understood := x86_64.abi_of(self._current):
@@ -42,10 +43,13 @@ class Held:
         assert self._abi
         self._registers = registers
         if registers is not before:
-            self._resumed = self._abi.pack(registers)
+            self.resumed = self._abi.pack(registers)
 
-    def look(self) -> bool:
-        """What can only be seen of a stopped thread, and forbids the call. False: it runs another program by now."""
+    def look(self, *, dispatches: bool) -> bool:
+        """What can only be seen of a stopped thread, and forbids the call. False: it runs another program by now.
+
+        `dispatches` is what `ptrace.syscall_user_dispatch` says of it.
+        """
         abi, room = self._abi, self.target.room
         if abi is not room.abi:
             self.target.forget_memory()
@@ -56,7 +60,7 @@ class Held:
         if self._registers[abi.pc] in room.padding:
             # It is in the stub of a dead tracer, and leaves it when it can.
             raise Declined(Outcome.DEFERRED, "stub")
-        if ptrace.syscall_user_dispatch(self.tid):
+        if dispatches:
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
         return True
 
@@ -109,11 +113,14 @@ class Held:
             registers[self._abi.pc] = self._abi.unsigned(abort)
             self._go_on_with(registers, self._registers)
 
+    def content(self, slot: Slot) -> bytes:
+        """What is to be written at the slot's address."""
+        assert self._abi
+        return slot.head + self._abi.stub(slot.stub, self._registers) + slot.tail
+
     def write(self, slot: Slot) -> bool:
         """Write the stub. False where it does not stand in the memory that this thread runs in."""
-        assert self._abi
-        content = slot.head + self._abi.stub(slot.stub, self._registers) + slot.tail
-        if not self.target.write(slot.address, content):
+        if not self.target.write(slot.address, self.content(slot)):
             return False
         try:
             # The slot is in one page and was written whole: its mark stands for all of it.
@@ -127,17 +134,32 @@ class Held:
         self._slot = slot
         return True
 
-    def enter(self, number: int, arguments: Sequence[int]) -> None:
-        """Send the thread into the stub, with this call to make."""
+    def calling(self, slot: Slot, number: int, arguments: Sequence[int]) -> bytes:
+        """The registers that send the thread into the stub, with this call to make."""
         assert self._abi
+        return self._abi.pack(self._abi.calling(self._registers, slot.stub, number, arguments))
+
+    def enter(self, number: int, arguments: Sequence[int]) -> None:
         assert self._slot
-        self._set(self._abi.pack(self._abi.calling(self._registers, self._slot.stub, number, arguments)))
+        self._set(self.calling(self._slot, number, arguments))
+
+    def has_entered(self, slot: Slot, calling: bytes) -> None:
+        """Others have written the slot, and sent the thread into it."""
+        self._slot, self._current = slot, calling
+
+    def was_restored(self) -> None:
+        """Others have put the registers back."""
+        self._slot, self._current = None, self.resumed
+
+    def result_in(self, registers: bytes) -> int:
+        """The result of a call that is over, by the registers after it."""
+        assert self._abi
+        return self._abi.signed(self._abi.unpack(registers)[self._abi.result])
 
     def result(self) -> int:
         """Of the call, once it is over."""
-        assert self._abi
         self._current = self._room.get(self.tid)
-        return self._abi.signed(self._abi.unpack(self._current)[self._abi.result])
+        return self.result_in(self._current)
 
     def _set(self, registers: bytes) -> None:
         self._room.set(self.tid, registers)
@@ -149,8 +171,8 @@ class Held:
         Detaching from a syscall-exit-stop sends the thread through the kernel's own restart logic, with orig_rax back
         in its place. Continuing it from there would leak -512 into the program.
         """
-        if self._current != self._resumed:
-            self._set(self._resumed)
+        if self._current != self.resumed:
+            self._set(self.resumed)
         if self._slot:
             # Should this fail, the next act in this process does it.
             with contextlib.suppress(OSError):

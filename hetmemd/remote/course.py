@@ -1,0 +1,145 @@
+"""The usual course of an act as two batches: from the interruption to the registers, and from the stub to the release.
+
+A thread is held for as long as these take, and the little that is worked out between them. Where anything is out of the
+usual, a batch ends there, and `act` goes on step by step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from enum import IntEnum
+
+from hetmemd.kernel import ptrace
+from hetmemd.kernel.batch import WORDS, Batch
+from hetmemd.remote.slot import Slot
+
+_PTRACE, _WAITID, _PWRITE64 = 101, 247, 18  # arch/x86/entry/syscalls/syscall_64.tbl
+_CONTENT = 4096
+_DISPATCH_SIZE = 32
+
+
+class Reached(IntEnum):
+    """How far the second batch came: the step that was not done."""
+
+    WRITE = 0
+    MARK = 1
+    ENTER = 2
+    ENTRY_STOP = 3
+    EXIT_STOP = 4
+    RESTORE = 5
+    ZERO = 6
+    DETACH = 7
+    ALL = 8
+
+
+class Course:
+    def __init__(self) -> None:
+        self.original = ptrace.RegisterSet()
+        self._calling = ptrace.RegisterSet()
+        self.after = ptrace.RegisterSet()
+        self._resumed = ptrace.RegisterSet()
+        content = bytearray(_CONTENT)
+        self._content = memoryview(content)
+        self._buffer = (ctypes.c_char * _CONTENT).from_buffer(content)
+        self._zeros = ctypes.create_string_buffer(_CONTENT)
+        self._small = (ctypes.c_uint64 * 8)()
+        small = ctypes.addressof(self._small)
+        self._tids: list[int] = []
+        self._steps: list[Reached] = []
+
+        self.batch = batch = Batch(32)
+        self._ptrace(ptrace.INTERRUPT)
+        self._wait()
+        self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
+        self._dispatch = self._ptrace(ptrace.GET_SYSCALL_USER_DISPATCH_CONFIG, _DISPATCH_SIZE, small)
+        self._second = self._ended = batch.count
+
+        self._write = self._pwrite(ctypes.addressof(self._buffer), Reached.WRITE)
+        self._written = self._compare(batch.address_of_result(self._write), 0, Reached.WRITE)
+        # The system call itself, unlike the C library's function, writes the word to where the last argument points.
+        self._peek = self._ptrace(ptrace.PEEKDATA, 0, small + 32, Reached.MARK)
+        self._low = self._compare(small + 32, 0, Reached.MARK)
+        self._high = self._compare(small + 36, 0, Reached.MARK)
+        self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._calling.address, Reached.ENTER)
+        for step in (Reached.ENTRY_STOP, Reached.EXIT_STOP):
+            self._ptrace(ptrace.SYSCALL, 0, 0, step)
+            self._wait(step)
+            self._compare(ptrace.REPORT_CODE, os.CLD_TRAPPED, step)
+            self._tids.append(self._compare(ptrace.REPORT_PID, 0, step) * WORDS + 2)
+            self._compare(ptrace.REPORT_STATUS, ptrace.SYSCALL_STOP, step)
+        self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.after.address, Reached.RESTORE)
+        self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._resumed.address, Reached.RESTORE)
+        self._zero = self._pwrite(ctypes.addressof(self._zeros), Reached.ZERO)
+        self._ptrace(ptrace.DETACH, 0, 0, Reached.DETACH)
+
+    def _note(self, index: int, step: Reached) -> int:
+        self._steps += [step] * (index + 1 - len(self._steps))
+        return index
+
+    def _ptrace(self, request: int, address: int = 0, data: int = 0, step: Reached = Reached.WRITE) -> int:
+        index = self._note(self.batch.call(_PTRACE, request, 0, address, data), step)
+        self._tids.append(index * WORDS + 2)
+        return index
+
+    def _wait(self, step: Reached = Reached.WRITE) -> int:
+        return self._note(self.batch.call(_WAITID, os.P_ALL, 0, ptrace.REPORT, ptrace.WAIT_EVENTS, 0), step)
+
+    def _pwrite(self, address: int, step: Reached) -> int:
+        return self._note(self.batch.call(_PWRITE64, 0, address, 0, 0), step)
+
+    def _compare(self, address: int, value: int, step: Reached) -> int:
+        return self._note(self.batch.compare(address, value), step)
+
+    def prepare(self, tid: int, memory: int, slot: Slot | None) -> None:
+        """All that is known before the thread stops."""
+        words = self.batch.words
+        for at in self._tids:
+            words[at] = tid
+        self.original.empty()
+        self.after.empty()
+        self._small[0] = 0
+        if slot:
+            for index in (self._write, self._zero):
+                words[index * WORDS + 1] = memory
+                words[index * WORDS + 3] = slot.length
+                words[index * WORDS + 4] = slot.address
+            words[self._written * WORDS + 2] = slot.length
+            words[self._peek * WORDS + 3] = slot.mark_address
+            words[self._low * WORDS + 2] = slot.mark & 0xFFFFFFFF
+            words[self._high * WORDS + 2] = slot.mark >> 32
+
+    def stop(self) -> bool:
+        """Interrupt the thread and wait for it. False where it has ended; `OSError` ESRCH where it had before.
+
+        True: `ptrace.reported` tells of the stop, and the registers are in `original`.
+        """
+        done = self.batch.run(0, self._second)
+        if done >= self._dispatch:  # the last one is not to be had before 6.4
+            return True
+        code = -self.batch.result(done)
+        if done == 0:
+            raise OSError(code, os.strerror(code), "PTRACE_INTERRUPT")
+        if done == 1 and code != errno.EINTR:
+            raise ChildProcessError(code, os.strerror(code))
+        return False
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether the stopped thread has its syscalls handed back to it as SIGSYS."""
+        return bool(self._small[0])
+
+    def call(self, content: bytes, calling: bytes, resumed: bytes) -> Reached:
+        """Write the stub, have the thread run it, put everything back and let it go; how far that came."""
+        self._content[: len(content)] = content
+        self._calling.fill(calling)
+        self._resumed.fill(resumed)
+        count = self.batch.count - self._second
+        self._ended = self._second + self.batch.run(self._second, count)
+        return Reached.ALL if self._ended == self.batch.count else self._steps[self._ended]
+
+    @property
+    def error(self) -> int:
+        """errno of the call that ended the second batch, 0 where a comparison did."""
+        return -self.batch.result(self._ended) if self.batch.is_call(self._ended) else 0
