@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 PEEKDATA = 2
@@ -58,6 +59,10 @@ class _IoVector(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
+_LENGTH_32 = 68
+"""Of i386's struct user_regs_struct."""
+
+
 class RegisterSet:
     """Room for a tracee's general registers, whatever their layout: the kernel says how long they are."""
 
@@ -66,6 +71,7 @@ class RegisterSet:
     def __init__(self) -> None:
         content = bytearray(self.CAPACITY)
         self._view = memoryview(content)
+        self._words_64, self._words_32 = self._view.cast("Q"), self._view.cast("I")
         self._buffer = (ctypes.c_char * self.CAPACITY).from_buffer(content)
         self._vector = _IoVector(ctypes.addressof(self._buffer), self.CAPACITY)
         self._pointer = ctypes.byref(self._vector)
@@ -87,10 +93,18 @@ class RegisterSet:
         """All of the room is there to be filled."""
         self._vector.length = self.CAPACITY
 
-    def fill(self, registers: bytes) -> None:
+    def fill(self, registers: bytes, changes: Iterable[tuple[int, int]] = ()) -> None:
+        """Registers to be set; `changes` are (index, value) of 64-bit or, for 32-bit tracees, 32-bit registers."""
         length = len(registers)
         self._view[:length] = registers
         self._vector.length = length
+        words = self._words_32 if length == _LENGTH_32 else self._words_64
+        for index, value in changes:
+            words[index] = value
+
+    def word(self, index: int) -> int:
+        """One register."""
+        return self._words_32[index] if self._vector.length == _LENGTH_32 else self._words_64[index]
 
     def set(self, tid: int, registers: bytes) -> None:
         """PTRACE_SETREGSET."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 from hetmemd.kernel import libc, ptrace
 from hetmemd.remote import slot
-from hetmemd.remote.course import Course, Reached
+from hetmemd.remote.course import Course, Reached, Stopped
 from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
@@ -49,8 +49,8 @@ class _Stale(_Again):
 class _Plan(NamedTuple):
     slot: Slot | None
     """None where there is nothing to call, or no room."""
-    calls: list[tuple[int, list[int]]]
-    """Syscall numbers with their arguments, pointers resolved."""
+    calls: list[list[tuple[int, int]]]
+    """Of each call the registers with which the thread enters the stub."""
 
 
 class Actor:
@@ -108,11 +108,11 @@ class Actor:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
         if len(plan.calls) == 1 and plan.slot:
-            results = [self._call_and_release(held, plan.slot, *plan.calls[0])]
+            results = [self._call_and_release(held, plan.slot, plan.calls[0])]
         else:
             results = []
-            for number, arguments in plan.calls:
-                held.enter(number, arguments)
+            for changes in plan.calls:
+                held.enter(changes)
                 results.append(_finish(held))
                 if results[-1] < 0:
                     break
@@ -121,15 +121,16 @@ class Actor:
 
     def _stop(self, target: Target, tid: int) -> Held:
         """Interrupt the thread; when it has a signal to take, it is let go for that, and `_Again` raised."""
-        if self._course.stop():
-            stop = _judged(tid, ptrace.reported()) or _wait(tid)
-        else:
-            stop = _wait(tid)
-            self._course.original.get(tid)
+        how = self._course.stop()
+        if how is Stopped.AS_USUAL:
+            return Held(self._course.original, target, tid)
+        stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
+        self._course.original.get(tid)
         held = Held(self._course.original, target, tid)
         if stop.event != ptrace.EVENT_STOP:
             held.release(_deliverable(stop))
             raise _Again
+        self._course.dispatches = ptrace.syscall_user_dispatch(tid)
         return held
 
     def _give_up(self, held: Held, error: BaseException) -> NoReturn:
@@ -138,13 +139,12 @@ class Actor:
         held.release()
         raise error
 
-    def _call_and_release(self, held: Held, room: Slot, number: int, arguments: Sequence[int]) -> int:
+    def _call_and_release(self, held: Held, room: Slot, changes: Sequence[tuple[int, int]]) -> int:
         """One call through the stub; its result, -errno where it failed."""
         course = self._course
-        calling = held.calling(room, number, arguments)
-        reached = course.call(held.content(room), calling, held.resumed)
+        reached = course.call(held.content(room), held.resumed, changes)
         if reached is Reached.ALL:
-            return held.result_in(course.after.content)
+            return held.result_in(course.after)
         code = course.error
         if reached is Reached.WRITE and code:
             # proc_mem.force_override=never (6.12).
@@ -155,13 +155,13 @@ class Actor:
             # The next act in this process does it.
             held.was_restored()
             held.release()
-            return held.result_in(course.after.content)
+            return held.result_in(course.after)
         if code == errno.ECHILD:
             raise gone()
         if code:
             raise OSError(code, os.strerror(code), f"/proc/{held.tid}")
         # Something else than the stop that was waited for.
-        held.has_entered(room, calling)
+        held.has_entered(room, course.calling)
         stop = _judged(held.tid, ptrace.reported()) or _wait(held.tid)
         result = _finish(held, stop, 1 if reached is Reached.EXIT_STOP else 0)
         held.release()
@@ -184,14 +184,13 @@ class Actor:
         padding, abi, leftovers = target.room
         self._turn += 1
         room = slot.reserve(abi, padding, leftovers, self._turn, tid, data)
-        base = room.data if room else 0
+        if not room:
+            return _Plan(None, [[] for _ in calls])
         resolved = [
-            (
+            abi.calling(
+                room.stub,
                 abi.numbers[call.name],
-                [
-                    abi.unsigned(base + value if index in call.pointers else value)
-                    for index, value in enumerate(call.arguments)
-                ],
+                [room.data + value if index in call.pointers else value for index, value in enumerate(call.arguments)],
             )
             for call in calls
         ]

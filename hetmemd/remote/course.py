@@ -7,9 +7,12 @@ usual, a batch ends there, and `act` goes on step by step.
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 import os
-from enum import IntEnum
+import signal
+from collections.abc import Iterable
+from enum import Enum, IntEnum
 
 from hetmemd.kernel import ptrace
 from hetmemd.kernel.batch import WORDS, Batch
@@ -18,6 +21,17 @@ from hetmemd.remote.slot import Slot
 _PTRACE, _WAITID, _PWRITE64 = 101, 247, 18  # arch/x86/entry/syscalls/syscall_64.tbl
 _CONTENT = 4096
 _DISPATCH_SIZE = 32
+
+
+class Stopped(Enum):
+    """What the first batch found."""
+
+    AS_USUAL = enum.auto()
+    """By the interruption; its registers are in `original`."""
+    OTHERWISE = enum.auto()
+    """For another reason, or another thread is reported: `ptrace.reported` tells. Its registers are in `original`."""
+    UNKNOWN = enum.auto()
+    """It has to be waited for once more."""
 
 
 class Reached(IntEnum):
@@ -53,6 +67,7 @@ class Course:
         self._ptrace(ptrace.INTERRUPT)
         self._wait()
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
+        self._stopped = self._is_stop(signal.SIGTRAP | ptrace.EVENT_STOP << 8)
         self._dispatch = self._ptrace(ptrace.GET_SYSCALL_USER_DISPATCH_CONFIG, _DISPATCH_SIZE, small)
         self._second = self._ended = batch.count
 
@@ -66,9 +81,7 @@ class Course:
         for step in (Reached.ENTRY_STOP, Reached.EXIT_STOP):
             self._ptrace(ptrace.SYSCALL, 0, 0, step)
             self._wait(step)
-            self._compare(ptrace.REPORT_CODE, os.CLD_TRAPPED, step)
-            self._tids.append(self._compare(ptrace.REPORT_PID, 0, step) * WORDS + 2)
-            self._compare(ptrace.REPORT_STATUS, ptrace.SYSCALL_STOP, step)
+            self._is_stop(ptrace.SYSCALL_STOP, step)
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.after.address, Reached.RESTORE)
         self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._resumed.address, Reached.RESTORE)
         self._zero = self._pwrite(ctypes.addressof(self._zeros), Reached.ZERO)
@@ -92,6 +105,13 @@ class Course:
     def _compare(self, address: int, value: int, step: Reached) -> int:
         return self._note(self.batch.compare(address, value), step)
 
+    def _is_stop(self, status: int, step: Reached = Reached.WRITE) -> int:
+        """That what was waited for is this stop of this thread; the index of the first comparison."""
+        first = self._compare(ptrace.REPORT_CODE, os.CLD_TRAPPED, step)
+        self._tids.append(self._compare(ptrace.REPORT_PID, 0, step) * WORDS + 2)
+        self._compare(ptrace.REPORT_STATUS, status, step)
+        return first
+
     def prepare(self, tid: int, memory: int, slot: Slot | None) -> None:
         """All that is known before the thread stops."""
         words = self.batch.words
@@ -110,34 +130,45 @@ class Course:
             words[self._low * WORDS + 2] = slot.mark & 0xFFFFFFFF
             words[self._high * WORDS + 2] = slot.mark >> 32
 
-    def stop(self) -> bool:
-        """Interrupt the thread and wait for it. False where it has ended; `OSError` ESRCH where it had before.
-
-        True: `ptrace.reported` tells of the stop, and the registers are in `original`.
-        """
+    def stop(self) -> Stopped:
+        """Interrupt the thread and wait for it. `OSError` ESRCH where it has ended before."""
         done = self.batch.run(0, self._second)
-        if done >= self._dispatch:  # the last one is not to be had before 6.4
-            return True
+        if done >= self._dispatch:  # which is not to be had before 6.4
+            return Stopped.AS_USUAL
+        if done >= self._stopped:
+            return Stopped.OTHERWISE
         code = -self.batch.result(done)
         if done == 0:
             raise OSError(code, os.strerror(code), "PTRACE_INTERRUPT")
         if done == 1 and code != errno.EINTR:
             raise ChildProcessError(code, os.strerror(code))
-        return False
+        return Stopped.UNKNOWN
 
     @property
     def dispatches(self) -> bool:
         """Whether the stopped thread has its syscalls handed back to it as SIGSYS."""
         return bool(self._small[0])
 
-    def call(self, content: bytes, calling: bytes, resumed: bytes) -> Reached:
-        """Write the stub, have the thread run it, put everything back and let it go; how far that came."""
+    @dispatches.setter
+    def dispatches(self, value: bool) -> None:
+        self._small[0] = value
+
+    def call(self, content: bytes, resumed: bytes, changes: Iterable[tuple[int, int]]) -> Reached:
+        """Write the stub, have the thread run it, put everything back and let it go; how far that came.
+
+        The thread is sent into the stub with the registers `resumed` but for `changes`: (index, value).
+        """
         self._content[: len(content)] = content
-        self._calling.fill(calling)
+        self._calling.fill(resumed, changes)
         self._resumed.fill(resumed)
         count = self.batch.count - self._second
         self._ended = self._second + self.batch.run(self._second, count)
         return Reached.ALL if self._ended == self.batch.count else self._steps[self._ended]
+
+    @property
+    def calling(self) -> bytes:
+        """The registers with which the thread was sent into the stub."""
+        return self._calling.content
 
     @property
     def error(self) -> int:

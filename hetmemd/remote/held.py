@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from hetmemd.kernel import ptrace
 from hetmemd.remote import x86_64
@@ -134,14 +134,10 @@ class Held:
         self._slot = slot
         return True
 
-    def calling(self, slot: Slot, number: int, arguments: Sequence[int]) -> bytes:
-        """The registers that send the thread into the stub, with this call to make."""
-        assert self._abi
-        return self._abi.pack(self._abi.calling(self._registers, slot.stub, number, arguments))
-
-    def enter(self, number: int, arguments: Sequence[int]) -> None:
-        assert self._slot
-        self._set(self.calling(self._slot, number, arguments))
+    def enter(self, changes: Iterable[tuple[int, int]]) -> None:
+        """Send the thread into the stub; `changes` are its registers for that (`Abi.calling`)."""
+        self._room.fill(self.resumed, changes)
+        self._set(self._room.content)
 
     def has_entered(self, slot: Slot, calling: bytes) -> None:
         """Others have written the slot, and sent the thread into it."""
@@ -151,15 +147,15 @@ class Held:
         """Others have put the registers back."""
         self._slot, self._current = None, self.resumed
 
-    def result_in(self, registers: bytes) -> int:
+    def result_in(self, registers: ptrace.RegisterSet) -> int:
         """The result of a call that is over, by the registers after it."""
         assert self._abi
-        return self._abi.signed(self._abi.unpack(registers)[self._abi.result])
+        return self._abi.signed(registers.word(self._abi.result))
 
     def result(self) -> int:
         """Of the call, once it is over."""
         self._current = self._room.get(self.tid)
-        return self.result_in(self._current)
+        return self.result_in(self._room)
 
     def _set(self, registers: bytes) -> None:
         self._room.set(self.tid, registers)

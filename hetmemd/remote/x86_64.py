@@ -99,16 +99,15 @@ class Abi:
         result, pc = self.resumption(registers)
         return self.write_stub(address, registers, result, pc)
 
-    def calling(self, registers: Sequence[int], address: int, number: int, arguments: Sequence[int]) -> list[int]:
-        """The registers that make the thread run the stub at `address` with this syscall. Arguments are unsigned."""
-        calling = list(registers)
-        calling[self.result] = number
-        # No syscall to restart: the kernel must not move pc back when the thread goes on.
-        calling[self.asked] = self.unsigned(-1)
-        calling[self.pc] = address
-        for index, value in zip(self.arguments, arguments, strict=False):
-            calling[index] = value
-        return calling
+    def calling(self, address: int, number: int, arguments: Sequence[int]) -> list[tuple[int, int]]:
+        """What to change, (index, value), to make the thread run the stub at `address` with this syscall."""
+        return [
+            (self.result, number),
+            # No syscall to restart: the kernel must not move pc back when the thread goes on.
+            (self.asked, self.unsigned(-1)),
+            (self.pc, address),
+            *((index, self.unsigned(value)) for index, value in zip(self.arguments, arguments, strict=False)),
+        ]
 
 
 # struct user_regs_struct, arch/x86/include/asm/user_64.h
