@@ -97,6 +97,9 @@ class Service:
         self._budgets = Budgets()
         self._records: dict[int, Record] = {}
         self._observing = False
+        self._stamp = _stamp(root)
+        self._switch = ""
+        """What the kill switch was turned by."""
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
         self._steering = Steering(
@@ -144,6 +147,7 @@ class Service:
             journal.limitation(f"the ledger was torn and is begun anew: {self._ledger.lost}")
         self._listen(self._settings, self._settings)
         self._take_up(self._settings)
+        self._observe()
         await self._control.start()
         await self._tracer.start()
         # Open and acknowledge, then scan, then follow: what happens in between is hinted.
@@ -211,25 +215,28 @@ class Service:
 
     def _hang_up(self) -> None:
         self._notifier.reloading()
-        self._reload()
+        self._reload(forced=True)
         self._engine.reload()
         self._notifier.ready(self._line())
         journal.reloaded()
 
-    def _reload(self) -> None:
-        """Settings again; what is broken keeps the old ones in force."""
-        try:
-            found = settings.load(self._root)
-        except SettingsError as error:
-            self._tally.reload(False)
-            journal.settings_refused(error.faults)
-            self._take_up(self._settings)
-            return
-        self._tally.reload(True)
-        self._take_up(found)
+    def _reload(self, forced: bool = False) -> None:
+        """Settings again; what is broken keeps the old ones in force, and is said once for each version."""
+        stamp = _stamp(self._root)
+        if stamp != self._stamp or forced:
+            self._stamp = stamp
+            try:
+                self._settings, before = settings.load(self._root), self._settings
+                self._tally.reload(True)
+                self._take_up(before)
+            except SettingsError as error:
+                self._tally.reload(False)
+                journal.settings_refused(error.faults)
+        self._observe()
 
-    def _take_up(self, found: Settings) -> None:
-        before, self._settings = self._settings, found
+    def _take_up(self, before: Settings) -> None:
+        """Put the settings to use that came in place of `before`."""
+        found = self._settings
         journal.set_level(found.log_level)
         self._metrics.label_limit = found.cgroup_label_limit
         self._balancer.interval = found.measure_interval
@@ -237,7 +244,6 @@ class Service:
         if self._world.defaults != found.defaults:
             self._world.defaults = found.defaults
             self._engine.reload()
-        self._observe()
         try:
             self._listen(before, found)
         except ListenError as error:
@@ -253,8 +259,9 @@ class Service:
         observing = self._is_switched_off()
         if observing != self._observing:
             self._observing = observing
-            by_file = not self._settings.observe
-            journal.observing(observing, OBSERVE_FILE if by_file else f"observe in {settings.PATH}")
+            if observing:
+                self._switch = f"observe in {settings.PATH}" if self._settings.observe else OBSERVE_FILE
+            journal.observing(observing, self._switch)
             self._engine.rescan()
 
     def _listen(self, before: Settings, found: Settings) -> None:
@@ -343,6 +350,15 @@ class Service:
 
     def _spared(self) -> set[int]:
         return {os.getpid(), *filter(None, [self._tracer.pid])}
+
+
+def _stamp(root: Root) -> tuple[int, ...]:
+    """Tells one version of the settings file from another; empty where there is none."""
+    try:
+        found = root.path(settings.PATH).stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _lock(root: Root) -> int:
