@@ -1,10 +1,11 @@
-"""Several system calls in a row, with comparisons between them, and no interpreter in between.
+"""Several system calls in a row, with comparisons and copies between them, and no interpreter.
 
 For the few places where every microsecond is somebody else's: a thread that is held by ptrace. A batch is a table of
-records of eight 64-bit words; a routine of 85 bytes goes over it until it is done or one record fails.
+records of eight 64-bit words; a routine of 90 bytes goes over it until it is done or one record fails.
 
     call      number, six arguments, result (written back; -errno where it failed)
     compare   -1, address, value: goes on only if the 32 bits at the address are the value
+    copy      -2, to, from, count of bytes
 
 x86-64. Where the routine cannot be made (no executable memory is to be had), the same table is gone over in Python.
 """
@@ -18,35 +19,35 @@ from collections.abc import Callable
 WORDS = 8
 RESULT = 7
 """Of the words of a record."""
-_COMPARE = (1 << 64) - 1
+_COMPARE, _COPY = (1 << 64) - 1, (1 << 64) - 2
 _LARGEST_ERRNO = 4095
 
 _ROUTINE = bytes.fromhex(
     # (rdi: records, rsi: count) -> records that were not done
     "53 55"  #               push rbx; push rbp
     "48 89 fb 48 89 f5"  #   mov rbx, rdi; mov rbp, rsi
-    "48 85 ed 74 42"  # 08   next: test rbp, rbp; je done
+    "48 85 ed 74 40"  # 08   next: test rbp, rbp; je done
     "48 8b 03"  #            mov rax, [rbx]
-    "48 85 c0 78 2f"  #      test rax, rax; js compare
     "48 8b 7b 08"  #         mov rdi, [rbx+8]
     "48 8b 73 10"  #         mov rsi, [rbx+16]
     "48 8b 53 18"  #         mov rdx, [rbx+24]
+    "48 85 c0 78 23"  #      test rax, rax; js special
     "4c 8b 53 20"  #         mov r10, [rbx+32]
     "4c 8b 43 28"  #         mov r8, [rbx+40]
     "4c 8b 4b 30"  #         mov r9, [rbx+48]
     "0f 05"  #               syscall
     "48 89 43 38"  #         mov [rbx+56], rax
     "48 3d 01 f0 ff ff"  #   cmp rax, -4095
-    "73 14"  #               jae done
+    "73 12"  #               jae done
     "48 83 c3 40"  # 3b      step: add rbx, 64
     "48 ff cd"  #            dec rbp
     "eb c4"  #               jmp next
-    "48 8b 43 08"  # 44      compare: mov rax, [rbx+8]
-    "8b 00"  #               mov eax, [rax]
-    "3b 43 10"  #            cmp eax, [rbx+16]
-    "74 ec"  #               je step
-    "48 89 e8"  # 4f         done: mov rax, rbp
+    "48 ff c0 75 0a"  # 44   special: inc rax; jne copy
+    "39 37 74 ee"  #         cmp [rdi], esi; je step
+    "48 89 e8"  # 4d         done: mov rax, rbp
     "5d 5b c3"  #            pop rbp; pop rbx; ret
+    "48 89 d1 f3 a4"  # 53   copy: mov rcx, rdx; rep movsb
+    "eb e1"  #               jmp step
 )
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -79,6 +80,9 @@ def interpreted(address: int, count: int) -> int:
     words = (ctypes.c_int64 * (WORDS * count)).from_address(address)
     for index in range(count):
         record = words[index * WORDS : (index + 1) * WORDS]
+        if record[0] == -2:
+            ctypes.memmove(record[1], record[2], record[3])
+            continue
         if record[0] == -1:
             if ctypes.c_uint32.from_address(record[1]).value != record[2] & 0xFFFFFFFF:
                 return count - index
@@ -111,6 +115,10 @@ class Batch:
         """Append a comparison; its index."""
         return self._append(_COMPARE, address, value)
 
+    def copy(self, to: int, start: int, count: int) -> int:
+        """Append a copy of `count` bytes; its index."""
+        return self._append(_COPY, to, start, count)
+
     def _append(self, *words: int) -> int:
         start = self.count * WORDS
         for offset, word in enumerate(words):
@@ -119,7 +127,7 @@ class Batch:
         return self.count - 1
 
     def is_call(self, index: int) -> bool:
-        return self.words[index * WORDS] != _COMPARE
+        return self.words[index * WORDS] < _COPY
 
     def address_of_result(self, index: int) -> int:
         return self._address + (index * WORDS + RESULT) * 8

@@ -77,6 +77,7 @@ class RegisterSet:
         self._pointer = ctypes.byref(self._vector)
         self.address = ctypes.addressof(self._vector)
         """Of the iovec that PTRACE_GETREGSET and PTRACE_SETREGSET take."""
+        self.content_address = ctypes.addressof(self._buffer)
 
     def get(self, tid: int) -> bytes:
         """PTRACE_GETREGSET: the registers as `struct user_regs_struct` of the tracee's own ABI."""

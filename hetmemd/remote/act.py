@@ -21,6 +21,7 @@ from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
 from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Call
+from hetmemd.remote.x86_64 import X86_64
 
 ATTEMPTS = 50
 """A thread in a storm of signals is let go for each of them, and tried again."""
@@ -62,13 +63,20 @@ class Actor:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
             self._options |= ptrace.O_SUSPEND_SECCOMP
         self._course = Course()
+        self._codes: dict[int, int] = {}
+        """The code with which each syscall was interrupted last."""
         self._turn = 0
 
-    def act(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> Done:
-        """Have thread `tid` make the calls, in one stop. None at all: only sweep. Raises `Declined`."""
+    def act(
+        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None = None
+    ) -> Done:
+        """Have thread `tid` make the calls, in one stop. None at all: only sweep. Raises `Declined`.
+
+        `blocked` are the syscall and pc at which it will most likely be found.
+        """
         for attempt in range(ATTEMPTS):
             try:
-                return self._act_once(target, tid, calls, data)
+                return self._act_once(target, tid, calls, data, blocked)
             except _Again:
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
                     time.sleep(_BREATH)
@@ -82,14 +90,32 @@ class Actor:
                 raise
         raise Declined(Outcome.DEFERRED, "signals")
 
-    def _act_once(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> Done:
+    def _act_once(
+        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None
+    ) -> Done:
         plan = self._plan(target, tid, calls, data)
         self._course.prepare(tid, target.memory, plan.slot)
+        is_foreseen = self._foresee(target, plan, blocked)
         self._seize(target, tid)
         # False: the tid came to be another process's before it was seized.
         is_its_own = target.has_thread(tid)
         begin = time.perf_counter_ns()
-        held = self._stop(target, tid)
+        if is_foreseen and is_its_own:
+            reached = self._course.go()
+            pause = time.perf_counter_ns() - begin
+            if reached is Reached.ALL:
+                return Done([X86_64.signed(self._course.after.word(X86_64.result))], pause)
+            if reached is not None:
+                assert plan.slot
+                held = Held(self._course.original, target, tid)
+                result = self._conclude(held, plan.slot, reached)
+                return Done([result], time.perf_counter_ns() - begin)
+            how = self._course.found()
+        else:
+            how = self._course.stop()
+        held = self._hold(target, tid, how)
+        if interrupted := held.interrupted:
+            self._codes[interrupted[0]] = interrupted[1]
         try:
             if not is_its_own:
                 raise gone()
@@ -119,9 +145,19 @@ class Actor:
             held.release()
         return Done(results, time.perf_counter_ns() - begin)
 
-    def _stop(self, target: Target, tid: int) -> Held:
-        """Interrupt the thread; when it has a signal to take, it is let go for that, and `_Again` raised."""
-        how = self._course.stop()
+    def _foresee(self, target: Target, plan: _Plan, blocked: tuple[int, int] | None) -> bool:
+        """Whether the whole act can be laid out before the thread is stopped."""
+        if not (blocked and plan.slot and len(plan.calls) == 1):
+            return False
+        padding, abi, leftovers = target.room
+        number, pc = blocked
+        code = self._codes.get(number)
+        if abi is not X86_64 or leftovers or pc in padding or code is None:
+            return False
+        return self._course.foresee(plan.slot, plan.calls[0], number, code, pc)
+
+    def _hold(self, target: Target, tid: int, how: Stopped) -> Held:
+        """A thread that was interrupted; when it has a signal to take, it is let go for that, and `_Again` raised."""
         if how is Stopped.AS_USUAL:
             return Held(self._course.original, target, tid)
         stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
@@ -141,8 +177,11 @@ class Actor:
 
     def _call_and_release(self, held: Held, room: Slot, changes: Sequence[tuple[int, int]]) -> int:
         """One call through the stub; its result, -errno where it failed."""
+        return self._conclude(held, room, self._course.call(held.content(room), held.resumed, changes))
+
+    def _conclude(self, held: Held, room: Slot, reached: Reached) -> int:
+        """After the second half of the course: its result, or what is left to do."""
         course = self._course
-        reached = course.call(held.content(room), held.resumed, changes)
         if reached is Reached.ALL:
             return held.result_in(course.after)
         code = course.error

@@ -1,7 +1,11 @@
-"""The usual course of an act as two batches: from the interruption to the registers, and from the stub to the release.
+"""The usual course of an act as one table of system calls: from the interruption to the registers, and from the stub to
+the release. A thread is held for as long as these take, and the little that is worked out between them.
 
-A thread is held for as long as these take, and the little that is worked out between them. Where anything is out of the
-usual, a batch ends there, and `act` goes on step by step.
+Of a thread that is blocked in a syscall all that matters can be foreseen: where it is, and with which of the kernel's
+codes that syscall is interrupted, from the last time. Then the whole table is gone over at once: in its middle the
+registers are compared with what was foreseen, and the rest of them is copied to where it belongs.
+
+Where anything is out of the usual, the table is left there, and `act` goes on step by step.
 """
 
 from __future__ import annotations
@@ -16,10 +20,16 @@ from enum import Enum, IntEnum
 
 from hetmemd.kernel import ptrace
 from hetmemd.kernel.batch import WORDS, Batch
+from hetmemd.remote import slot
 from hetmemd.remote.slot import Slot
+from hetmemd.remote.x86_64 import X86_64
 
 _PTRACE, _WAITID, _PWRITE64 = 101, 247, 18  # arch/x86/entry/syscalls/syscall_64.tbl
 _CONTENT = 4096
+_PATCHED = range(10, 17)
+"""Registers that a call with up to three arguments is made with: rax, rcx, rdx, rsi, rdi, orig_rax, rip. They stand
+side by side; rcx does not matter, for the syscall instruction overwrites it."""
+_NO_REGISTERS = bytes(X86_64.layout.size)
 _DISPATCH_SIZE = 32
 
 
@@ -59,16 +69,19 @@ class Course:
         self._buffer = (ctypes.c_char * _CONTENT).from_buffer(content)
         self._zeros = ctypes.create_string_buffer(_CONTENT)
         self._small = (ctypes.c_uint64 * 8)()
+        self._patch = (ctypes.c_uint64 * (len(_PATCHED) + 1))()
         small = ctypes.addressof(self._small)
         self._tids: list[int] = []
         self._steps: list[Reached] = []
 
-        self.batch = batch = Batch(32)
+        self.batch = batch = Batch(64)
         self._ptrace(ptrace.INTERRUPT)
         self._wait()
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
         self._stopped = self._is_stop(signal.SIGTRAP | ptrace.EVENT_STOP << 8)
         self._dispatch = self._ptrace(ptrace.GET_SYSCALL_USER_DISPATCH_CONFIG, _DISPATCH_SIZE, small)
+        self._bridge = batch.count
+        self._foreseen = self._make_bridge(small)
         self._second = self._ended = batch.count
 
         self._write = self._pwrite(ctypes.addressof(self._buffer), Reached.WRITE)
@@ -87,6 +100,34 @@ class Course:
         self._zero = self._pwrite(ctypes.addressof(self._zeros), Reached.ZERO)
         self._ptrace(ptrace.DETACH, 0, 0, Reached.DETACH)
 
+    def _make_bridge(self, dispatch: int) -> dict[str, int]:
+        """For programs of the 64-bit ABI. The indices of what is to be filled in."""
+        compare, copy = self._compare, self._copy
+        registers = self.original.content_address
+        size = X86_64.layout.size
+        compare(self.original.address + 8, size)
+        compare(registers + 8 * X86_64.segment, X86_64.code_segment)
+        compare(dispatch, 0)
+        indices = {
+            "asked": compare(registers + 8 * X86_64.asked, 0),
+            "code": compare(registers + 8 * X86_64.result, 0),
+            "low": compare(registers + 8 * X86_64.pc, 0),
+            "high": compare(registers + 8 * X86_64.pc + 4, 0),
+        }
+        compare(registers + 8 * X86_64.result + 4, 0xFFFFFFFF)  # the code is negative
+        content = ctypes.addressof(self._buffer) + slot.HEADER
+        for offset, register in X86_64.kept:
+            copy(content + offset, registers + 8 * register, 8)
+        copy(self._calling.content_address, registers, size)
+        patch = ctypes.addressof(self._patch)
+        copy(self._calling.content_address + 8 * _PATCHED.start, patch, 8 * len(_PATCHED))
+        copy(self._resumed.content_address, registers, size)
+        copy(self._resumed.content_address + 8 * X86_64.result, patch + 8 * len(_PATCHED), 8)
+        return indices
+
+    def _copy(self, to: int, start: int, count: int) -> int:
+        return self._note(self.batch.copy(to, start, count), Reached.WRITE)
+
     def _note(self, index: int, step: Reached) -> int:
         self._steps += [step] * (index + 1 - len(self._steps))
         return index
@@ -102,7 +143,7 @@ class Course:
     def _pwrite(self, address: int, step: Reached) -> int:
         return self._note(self.batch.call(_PWRITE64, 0, address, 0, 0), step)
 
-    def _compare(self, address: int, value: int, step: Reached) -> int:
+    def _compare(self, address: int, value: int, step: Reached = Reached.WRITE) -> int:
         return self._note(self.batch.compare(address, value), step)
 
     def _is_stop(self, status: int, step: Reached = Reached.WRITE) -> int:
@@ -112,7 +153,7 @@ class Course:
         self._compare(ptrace.REPORT_STATUS, status, step)
         return first
 
-    def prepare(self, tid: int, memory: int, slot: Slot | None) -> None:
+    def prepare(self, tid: int, memory: int, room: Slot | None) -> None:
         """All that is known before the thread stops."""
         words = self.batch.words
         for at in self._tids:
@@ -120,19 +161,54 @@ class Course:
         self.original.empty()
         self.after.empty()
         self._small[0] = 0
-        if slot:
+        if room:
             for index in (self._write, self._zero):
                 words[index * WORDS + 1] = memory
-                words[index * WORDS + 3] = slot.length
-                words[index * WORDS + 4] = slot.address
-            words[self._written * WORDS + 2] = slot.length
-            words[self._peek * WORDS + 3] = slot.mark_address
-            words[self._low * WORDS + 2] = slot.mark & 0xFFFFFFFF
-            words[self._high * WORDS + 2] = slot.mark >> 32
+                words[index * WORDS + 3] = room.length
+                words[index * WORDS + 4] = room.address
+            words[self._written * WORDS + 2] = room.length
+            words[self._peek * WORDS + 3] = room.mark_address
+            words[self._low * WORDS + 2] = room.mark & 0xFFFFFFFF
+            words[self._high * WORDS + 2] = room.mark >> 32
+
+    def foresee(self, room: Slot, changes: Iterable[tuple[int, int]], asked: int, code: int, pc: int) -> bool:
+        """Get ready for a thread that will be found in syscall `asked`, interrupted with `code` (negative), at `pc`.
+
+        False where the call cannot be made in this way.
+        """
+        if any(index not in _PATCHED for index, _ in changes):
+            return False
+        registers = [0] * (X86_64.layout.size // 8)
+        registers[X86_64.asked], registers[X86_64.result], registers[X86_64.pc] = asked, X86_64.unsigned(code), pc
+        mended = X86_64.mended(registers)
+        content = room.head + X86_64.stub(room.stub, mended) + room.tail
+        self._content[: len(content)] = content
+        for index, value in changes:
+            self._patch[index - _PATCHED.start] = value
+        self._patch[len(_PATCHED)] = mended[X86_64.result]
+        # Only for their length.
+        self._calling.fill(_NO_REGISTERS)
+        self._resumed.fill(_NO_REGISTERS)
+        foreseen, words = self._foreseen, self.batch.words
+        for name, value in (("asked", asked), ("code", code), ("low", pc), ("high", pc >> 32)):
+            words[foreseen[name] * WORDS + 2] = value & 0xFFFFFFFF
+        return True
+
+    def go(self) -> Reached | None:
+        """The whole course, as it was foreseen; None where the thread was stopped and found otherwise (`found`)."""
+        self._ended = self.batch.run(0, self.batch.count)
+        if self._ended == self.batch.count:
+            return Reached.ALL
+        return self._steps[self._ended] if self._ended >= self._second else None
 
     def stop(self) -> Stopped:
         """Interrupt the thread and wait for it. `OSError` ESRCH where it has ended before."""
-        done = self.batch.run(0, self._second)
+        self._ended = self.batch.run(0, self._bridge)
+        return self.found()
+
+    def found(self) -> Stopped:
+        """How the thread was stopped, by how far the table was gone over."""
+        done = self._ended
         if done >= self._dispatch:  # which is not to be had before 6.4
             return Stopped.AS_USUAL
         if done >= self._stopped:

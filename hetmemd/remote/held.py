@@ -32,12 +32,22 @@ class Held:
         self._room = room
         self._slot: Slot | None = None
         # What the thread has now, and what it goes on with.
-        self._current = self.resumed = room.content
+        self._current = self.resumed = self._original = room.content
         self._abi: Abi | None = None
         self._registers: list[int] = []
         if understood := x86_64.abi_of(self._current):
             self._abi, registers = understood
             self._go_on_with(self._abi.mended(registers), registers)
+
+    @property
+    def interrupted(self) -> tuple[int, int] | None:
+        """(syscall, code) where the thread of a 64-bit program was interrupted in a syscall, with a negative code."""
+        if self._abi is x86_64.X86_64:
+            _, registers = x86_64.abi_of(self._original) or (None, [])
+            code = self._abi.signed(registers[self._abi.result])
+            if self._abi.is_in_syscall(registers) and code < 0:
+                return registers[self._abi.asked], code
+        return None
 
     def _go_on_with(self, registers: list[int], before: list[int]) -> None:
         assert self._abi

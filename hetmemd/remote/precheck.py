@@ -87,8 +87,8 @@ def living(target: Target, tid: int) -> Stat:
     return stat
 
 
-def thread(target: Target, tid: int, stat: Stat, *, is_64bit: bool) -> None:
-    """What state a living thread is in, and what it is blocked in."""
+def thread(target: Target, tid: int, stat: Stat, *, is_64bit: bool) -> tuple[int, int] | None:
+    """What state a living thread is in, and what it is blocked in: (syscall, pc) where it is."""
     looks = 0
     while stat.state == "D" and looks < _UNINTERRUPTIBLE_LOOKS:
         time.sleep(_UNINTERRUPTIBLE_PAUSE)
@@ -100,17 +100,22 @@ def thread(target: Target, tid: int, stat: Stat, *, is_64bit: bool) -> None:
         # A vfork parent, a task frozen by cgroup v1, or one that waits for storage: it would not stop for a tracer.
         raise Declined(Outcome.DEFERRED, "uninterruptible")
     if stat.state == "S":
-        blocked(target, target.read(f"task/{tid}/syscall"), is_64bit=is_64bit)
+        return blocked(target, target.read(f"task/{tid}/syscall"), is_64bit=is_64bit)
+    return None
 
 
-def blocked(target: Target, text: bytes, *, is_64bit: bool) -> None:
-    """`short-io` where a stop would make the call that a thread is blocked in return less than was asked for."""
+def blocked(target: Target, text: bytes, *, is_64bit: bool) -> tuple[int, int] | None:
+    """(syscall, pc) of a thread's syscall file, None where it is in none.
+
+    `short-io` where a stop would make the call return less than was asked for.
+    """
     fields = text.split()
     if len(fields) < 7 or fields[0] == b"-1":  # `running`, or blocked outside of a syscall
-        return
+        return None
     number, arguments = int(fields[0]), [int(field, 16) for field in fields[1:7]]
     if _comes_short_64(target, number, arguments) if is_64bit else _comes_short_32(target, number, arguments):
         raise Declined(Outcome.DEFERRED, "short-io")
+    return number, int(fields[-1], 16)
 
 
 # sendto, sendmsg, sendmmsg, sendfile, splice, tee, vmsplice, copy_file_range, writev, pwritev, pwritev2

@@ -101,9 +101,11 @@ class _Work:
             sees_it = before is not None and policy is not None and self._is(before, tid)
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
-            self._check(tid)
+            blocked = self._check(tid)
             self._board.act_on(tid)
-            done = self._tracer.actor.act(self._target, tid, () if sees_it else self._request.calls, self._request.data)
+            done = self._tracer.actor.act(
+                self._target, tid, () if sees_it else self._request.calls, self._request.data, blocked
+            )
             pause_ns = done.pause_ns
             failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0
             if policy is not None:
@@ -143,7 +145,8 @@ class _Work:
         precheck.living(self._target, tid)
         raise Declined(Outcome.REFUSED, "readback")
 
-    def _check(self, tid: int) -> None:
+    def _check(self, tid: int) -> tuple[int, int] | None:
+        """Every precheck; (syscall, pc) of a blocked thread."""
         # First, for kernel threads have nothing that the rest could be asked of.
         stat = precheck.living(self._target, tid)
         self._target.living = tid
@@ -154,8 +157,9 @@ class _Work:
             raise Declined(self._objection.outcome, self._objection.reason, self._objection.errno)
         if self._is_threaded:
             precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
-        precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
+        blocked = precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
         self._tracer.check_filter(self._target, tid)
+        return blocked
 
     def _check_process(self, tid: int) -> None:
         try:

@@ -17,7 +17,8 @@ from hetmemd.remote.x86_64 import Abi
 
 _MAGIC = b"hetmemd\x01"
 _MARK = struct.Struct("<IHH")
-_HEADER = len(_MAGIC) + _MARK.size
+HEADER = len(_MAGIC) + _MARK.size
+"""Bytes of a slot before its stub."""
 _ALIGN = 16
 
 # Not from 0: a mark that a dead tracer left must not be taken for the one just written.
@@ -63,19 +64,19 @@ def reserve(abi: Abi, padding: range, taken: Iterable[Leftover], turn: int, tid:
     Turning keeps a thread that has not yet left a slot out of the way of the next one.
     """
     code = _rounded(abi.stub_length, 8)
-    size = _rounded(_HEADER + code + len(data), _ALIGN)
+    size = _rounded(HEADER + code + len(data), _ALIGN)
     address = _place(padding, size, taken, turn)
     if address is None:
         return None
     mark = _MARK.pack(tid, size, next(_sequence) & 0xFFFF)
-    stub = address + _HEADER
+    stub = address + HEADER
     filling = code - abi.stub_length
     return Slot(
         address=address,
         length=size,
         head=_MAGIC + mark,
         stub=stub,
-        tail=(b"\xcc" * filling + data).ljust(size - _HEADER - abi.stub_length, b"\0"),
+        tail=(b"\xcc" * filling + data).ljust(size - HEADER - abi.stub_length, b"\0"),
         data=stub + code,
         mark_address=address + len(_MAGIC),
         mark=int.from_bytes(mark, "little"),
@@ -98,10 +99,10 @@ def leftovers(padding: bytes, start: int) -> list[Leftover]:
     rest = padding
     at = padding.find(_MAGIC)
     while at >= 0:
-        if at + _HEADER > len(padding):
+        if at + HEADER > len(padding):
             raise Strange(f"half a slot at {start + at:#x}")
         tid, size, _ = _MARK.unpack_from(padding, at + len(_MAGIC))
-        if size < _HEADER or at + size > len(padding):
+        if size < HEADER or at + size > len(padding):
             raise Strange(f"a slot of {size} bytes at {start + at:#x}")
         found.append(Leftover(start + at, size, tid))
         rest = rest[:at] + bytes(size) + rest[at + size :]

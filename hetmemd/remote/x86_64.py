@@ -49,6 +49,8 @@ class Abi:
     """Syscalls that answer a stop with EINTR where a restart is right."""
     stub_length: int
     write_stub: Callable[[int, Sequence[int], int, int], bytes]
+    kept: tuple[tuple[int, int], ...] = ()
+    """(offset in the stub, register) of what the stub puts back as it was; where it can be filled in by copying."""
 
     def unpack(self, data: bytes) -> list[int]:
         return list(self.layout.unpack(data))
@@ -196,6 +198,7 @@ X86_64 = Abi(
     ),
     stub_length=len(_STUB_64) + _DATA_64.size,
     write_stub=_stub_64,
+    kept=tuple((_CODE_64 + 8 * place, index) for place, (index, _) in enumerate(_LOADS_64) if place),
 )
 
 I386 = Abi(

@@ -69,5 +69,15 @@ def test_all_arguments_arrive(table: Batch) -> None:
         os.close(write)
 
 
+def test_copies(table: Batch) -> None:
+    source, sink = ctypes.create_string_buffer(b"0123456789"), ctypes.create_string_buffer(11)
+    copy = table.copy(ctypes.addressof(sink) + 1, ctypes.addressof(source) + 2, 3)
+    table.call(GETPID)
+    assert not table.is_call(copy)
+    assert table.run(0, 2) == 2
+    assert sink.raw == b"\0" + b"234" + bytes(7)
+    assert table.result(1) == os.getpid()
+
+
 def test_nothing_is_nothing(table: Batch) -> None:
     assert table.run(0, 0) == 0
