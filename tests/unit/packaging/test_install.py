@@ -61,6 +61,9 @@ def test_everything_is_there(staged: Path) -> None:
         "usr/local/lib/systemd/catalog/hetmemd.catalog",
         "usr/local/lib/systemd/system/hetmemd.service",
         "usr/local/share/bash-completion/completions/hetmemctl",
+        "usr/local/share/man/man1/hetmemctl.1",
+        "usr/local/share/man/man5/hetmemd.policy.5",
+        "usr/local/share/man/man8/hetmemd.8",
         "usr/local/share/zsh/site-functions/_hetmemctl",
     ):
         assert path in files, path
