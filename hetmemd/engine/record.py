@@ -33,6 +33,8 @@ def worst(outcomes: Iterable[tuple[Outcome, str]]) -> tuple[Outcome, str]:
 class Seen:
     """One thread as it was read last."""
 
+    shown: Mempolicy
+    """What the first region shows; and what is known to be the thread's own:"""
     now: Mempolicy
     allowed: frozenset[int]
     decision: Decision

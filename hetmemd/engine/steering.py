@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +40,11 @@ class Acts(Protocol):
     """The effect: `remote.client.Tracer`."""
 
     async def apply(
-        self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
+        self,
+        process: ProcessId,
+        policy: Mempolicy,
+        tids: Sequence[int] | None = None,
+        expected: Iterable[Mempolicy] = (),
     ) -> list[ThreadResult]: ...
 
 
@@ -202,6 +206,7 @@ class Steering:
         mark: Mark | None,
         wanted: Wanted,
     ) -> Seen:
+        shown = now
         decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
         if now != DEFAULT and decision.outcome is not Outcome.APPLIED and decision.verb is not Verb.RESTORE:
             # Foreign, or nobody's business: but the first region may be bound, and hide the thread's own policy.
@@ -211,7 +216,7 @@ class Steering:
                 decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
         if wanted.holds and decision.verb is Verb.RESTORE:
             decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
-        return Seen(now, allowed, decision, wanted.policy, wanted.why)
+        return Seen(shown, now, allowed, decision, wanted.policy, wanted.why)
 
     def _keep_marks(self, record: Record, reading: _Reading) -> None:
         """Marks follow what the kernel shows: of threads that are gone they go, and what was inherited is marked."""
@@ -264,7 +269,9 @@ class Steering:
                 tid: Mark(policy, mark.replaced, mark.issued) if mark else Mark(policy) for tid, mark in before.items()
             }
             self._ledger.set_marks(record.process, intents)
-        results = await self._acts.apply(record.process, policy, tids)
+        # What was looked at may be some time ago by then: an application's own policy, set since, is not overwritten.
+        shown = {record.seen[tid].shown for tid in tids if tid in record.seen}
+        results = await self._acts.apply(record.process, policy, tids, shown)
         marks: dict[int, Mark | None] = {}
         for result in results:
             mark = before.get(result.tid)

@@ -21,6 +21,7 @@ _GETSIGINFO = 0x4202
 GETREGSET = 0x4204
 SETREGSET = 0x4205
 _SEIZE = 0x4206
+SETOPTIONS = 0x4200
 INTERRUPT = 0x4207
 _GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
 GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
@@ -118,6 +119,12 @@ def seize(tid: int, options: int) -> None:
     """Become the tracer of a thread without stopping it. EPERM: traced already, exiting, or not permitted."""
     if _ptrace(_SEIZE, tid, _NULL, ctypes.c_void_p(options)) == -1:
         raise _failed(_SEIZE, tid)
+
+
+def set_options(tid: int, options: int) -> None:
+    """Of a thread that is stopped."""
+    if _ptrace(SETOPTIONS, tid, _NULL, ctypes.c_void_p(options)) == -1:
+        raise _failed(SETOPTIONS, tid)
 
 
 def interrupt(tid: int) -> None:

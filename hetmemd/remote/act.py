@@ -61,22 +61,32 @@ class Actor:
         self._options = ptrace.O_TRACESYSGOOD
         if suspends_seccomp:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
+            # From the stop on, never from the seizure: until it stops, a thread would run without its filter.
             self._options |= ptrace.O_SUSPEND_SECCOMP
-        self._course = Course()
+        self._course = Course(self._options)
         self._codes: dict[int, int] = {}
         """The code with which each syscall was interrupted last."""
         self._turn = 0
 
     def act(
-        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None = None
+        self,
+        target: Target,
+        tid: int,
+        calls: Sequence[Call],
+        data: bytes,
+        blocked: tuple[int, int] | None = None,
+        *,
+        is_confined: bool = False,
     ) -> Done:
         """Have thread `tid` make the calls, in one stop. None at all: only sweep. Raises `Declined`.
 
-        `blocked` are the syscall and pc at which it will most likely be found.
+        `blocked` are the syscall and pc at which it will most likely be found. `is_confined`: it has a seccomp filter,
+        and what it is about to call is compared with what was asked for, before it is let through: another thread of a
+        hostile process could have rewritten the stub.
         """
         for attempt in range(ATTEMPTS):
             try:
-                return self._act_once(target, tid, calls, data, blocked)
+                return self._act_once(target, tid, calls, data, None if is_confined else blocked, is_confined)
             except _Again:
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
                     time.sleep(_BREATH)
@@ -91,7 +101,13 @@ class Actor:
         raise Declined(Outcome.DEFERRED, "signals")
 
     def _act_once(
-        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None
+        self,
+        target: Target,
+        tid: int,
+        calls: Sequence[Call],
+        data: bytes,
+        blocked: tuple[int, int] | None,
+        is_confined: bool,
     ) -> Done:
         plan = self._plan(target, tid, calls, data)
         self._course.prepare(tid, target.memory, plan.slot)
@@ -128,18 +144,19 @@ class Actor:
                         raise _Again
                     raise Declined(Outcome.DEFERRED if target.room.leftovers else Outcome.UNSTEERABLE, "vdso")
                 held.leave_restartable_sequence()
-                if len(plan.calls) > 1 and not held.write(plan.slot):
+                if (is_confined or len(plan.calls) > 1) and not held.write(plan.slot):
                     raise _Stale
         except BaseException as error:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
-        if len(plan.calls) == 1 and plan.slot:
+        if len(plan.calls) == 1 and plan.slot and not is_confined:
             results = [self._call_and_release(held, plan.slot, plan.calls[0])]
         else:
             results = []
+            ptrace.set_options(tid, self._options)
             for changes in plan.calls:
                 held.enter(changes)
-                results.append(_finish(held))
+                results.append(_finish(held, asked=changes))
                 if results[-1] < 0:
                     break
             held.release()
@@ -208,7 +225,7 @@ class Actor:
 
     def _seize(self, target: Target, tid: int) -> None:
         try:
-            ptrace.seize(tid, self._options)
+            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise gone() from None
@@ -236,15 +253,30 @@ class Actor:
         return _Plan(room, resolved)
 
 
-def _finish(held: Held, stop: ptrace.Stop | None = None, syscall_stops: int = 0) -> int:
-    """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in already."""
+def _finish(
+    held: Held,
+    stop: ptrace.Stop | None = None,
+    syscall_stops: int = 0,
+    asked: Sequence[tuple[int, int]] = (),
+) -> int:
+    """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in already.
+
+    `asked` are the registers of the call: at its entry they are compared with what the thread asks for.
+    """
+    tampered = False
     while True:
         if stop:
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
+                if syscall_stops == 1 and asked and not held.asks_for(asked):
+                    tampered = True
+                    held.skip()
             elif stop.event != ptrace.EVENT_STOP:
                 _let_go_for(held, stop)
         if syscall_stops == 2:  # at its entry and at its exit
+            if tampered:
+                held.release()
+                raise Declined(Outcome.UNSTEERABLE, "tampered")
             return held.result()
         ptrace.resume_to_syscall(held.tid)
         stop = _wait(held.tid)

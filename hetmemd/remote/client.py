@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hetmemd.kernel import libc, procfs
@@ -78,16 +78,22 @@ class Tracer:
                     await self._start()
 
     async def apply(
-        self, process: ProcessId, policy: Mempolicy, tids: Sequence[int] | None = None
+        self,
+        process: ProcessId,
+        policy: Mempolicy,
+        tids: Sequence[int] | None = None,
+        expected: Iterable[Mempolicy] = (),
     ) -> list[ThreadResult]:
         """Give `policy` to these threads, or to all: then until no thread is found that needed it.
+
+        With `expected`, a thread that by then shows none of these (and not `policy`) is left alone, DEFERRED "changed".
 
         One result for each thread that was seen, read back from the kernel. A thread that has the policy is not
         stopped (`pause_ns` 0). Never raises for the target's sake.
         """
         call, data = wire.set_mempolicy(policy)
         if tids is not None:
-            return list((await self._call(process, tids, (call,), data, policy)).values())
+            return list((await self._call(process, tids, (call,), data, policy, tuple(expected))).values())
         results: dict[int, ThreadResult] = {}
         for _ in range(ROUNDS):
             try:
@@ -118,6 +124,7 @@ class Tracer:
         calls: tuple[Call, ...],
         data: bytes,
         policy: Mempolicy | None,
+        expected: tuple[Mempolicy, ...] = (),
     ) -> dict[int, ThreadResult]:
         """All calls in each of the threads, a slice at a time, taking turns with other callers."""
         if not libc.SUPPORTED:
@@ -131,7 +138,7 @@ class Tracer:
             alone = max(0, alone - 1)
             async with self._turn:
                 try:
-                    await self._ask(Request(process, tuple(some), calls, data, policy, sweep), results)
+                    await self._ask(Request(process, tuple(some), calls, data, policy, expected, sweep), results)
                 except _Died as died:
                     sweep = True
                     rest = [tid for tid in waiting if tid not in results]

@@ -59,7 +59,9 @@ class Reached(IntEnum):
 
 
 class Course:
-    def __init__(self) -> None:
+    def __init__(self, options: int) -> None:
+        """`options` are what the thread is traced with from its stop on: a seccomp filter that is suspended must not
+        let through what the thread does before."""
         self.original = ptrace.RegisterSet()
         self._calling = ptrace.RegisterSet()
         self.after = ptrace.RegisterSet()
@@ -83,7 +85,7 @@ class Course:
         self._bridge = batch.count
         self._foreseen = self._make_bridge(small)
         self._second = self._ended = batch.count
-
+        self._ptrace(ptrace.SETOPTIONS, 0, options)
         self._write = self._pwrite(ctypes.addressof(self._buffer), Reached.WRITE)
         self._written = self._compare(batch.address_of_result(self._write), 0, Reached.WRITE)
         # The system call itself, unlike the C library's function, writes the word to where the last argument points.

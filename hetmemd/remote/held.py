@@ -149,6 +149,21 @@ class Held:
         self._room.fill(self.resumed, changes)
         self._set(self._room.content)
 
+    def asks_for(self, changes: Iterable[tuple[int, int]]) -> bool:
+        """At the entry of a syscall: whether it is the one that `enter` sent the thread for."""
+        assert self._abi
+        self._current = self._room.get(self.tid)
+        wanted = dict(changes)
+        number = wanted[self._abi.result]
+        arguments = [(index, wanted[index]) for index in self._abi.arguments if index in wanted]
+        return all(self._room.word(index) == value for index, value in [(self._abi.asked, number), *arguments])
+
+    def skip(self) -> None:
+        """At the entry of a syscall: none is made. The number -1 leaves the result as it is."""
+        assert self._abi
+        self._room.fill(self._current, [(self._abi.asked, self._abi.unsigned(-1))])
+        self._set(self._room.content)
+
     def has_entered(self, slot: Slot, calling: bytes) -> None:
         """Others have written the slot, and sent the thread into it."""
         self._slot, self._current = slot, calling

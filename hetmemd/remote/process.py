@@ -72,10 +72,12 @@ class Tracer:
         after = time.monotonic()
         self._own_memory = (target.process, after + max(_OWN_MEMORY_HOLDS, 20 * (after - now)))
 
-    def check_filter(self, target: Target, tid: int) -> None:
-        """A thread whose seccomp filter cannot be suspended is not called: the filter might kill it for that."""
-        if not self._suspends_seccomp and target.status(tid).get("Seccomp", "0") != "0":
+    def is_confined(self, target: Target, tid: int) -> bool:
+        """Whether a thread has a seccomp filter. One that cannot be suspended might kill it: `Declined`."""
+        confined = target.status(tid).get("Seccomp", "0") != "0"
+        if confined and not self._suspends_seccomp:
             raise Declined(Outcome.REFUSED, "seccomp")
+        return confined
 
 
 class _Work:
@@ -101,10 +103,18 @@ class _Work:
             sees_it = before is not None and policy is not None and self._is(before, tid)
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
-            blocked = self._check(tid)
+            if before is not None and self._request.expected and before not in self._request.expected:
+                # It was looked at some time ago, and has set its own policy since.
+                raise Declined(Outcome.DEFERRED, "changed")
+            blocked, is_confined = self._check(tid)
             self._board.act_on(tid)
             done = self._tracer.actor.act(
-                self._target, tid, () if sees_it else self._request.calls, self._request.data, blocked
+                self._target,
+                tid,
+                () if sees_it else self._request.calls,
+                self._request.data,
+                blocked,
+                is_confined=is_confined,
             )
             pause_ns = done.pause_ns
             failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0
@@ -145,8 +155,8 @@ class _Work:
         precheck.living(self._target, tid)
         raise Declined(Outcome.REFUSED, "readback")
 
-    def _check(self, tid: int) -> tuple[int, int] | None:
-        """Every precheck; (syscall, pc) of a blocked thread."""
+    def _check(self, tid: int) -> tuple[tuple[int, int] | None, bool]:
+        """Every precheck; (syscall, pc) of a blocked thread, and whether it has a seccomp filter."""
         # First, for kernel threads have nothing that the rest could be asked of.
         stat = precheck.living(self._target, tid)
         self._target.living = tid
@@ -158,8 +168,7 @@ class _Work:
         if self._is_threaded:
             precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
         blocked = precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
-        self._tracer.check_filter(self._target, tid)
-        return blocked
+        return blocked, self._tracer.is_confined(self._target, tid)
 
     def _check_process(self, tid: int) -> None:
         try:

@@ -40,6 +40,8 @@ class Request:
     """Placed in the slot, for as long as the calls last."""
     policy: Mempolicy | None
     """What the thread has then: not called if it has that already, and read back after. None: not looked at."""
+    expected: tuple[Mempolicy, ...] = ()
+    """What the thread may show before: one that shows another is left alone. Empty: whatever it shows."""
     sweep: bool = False
     """A tracer died in this process: look for what it left even where nothing is to be done."""
 
@@ -60,6 +62,7 @@ def pack_request(request: Request) -> bytes:
             "calls": [(call.name, call.arguments, call.pointers) for call in request.calls],
             "data": request.data.hex(),
             "policy": _text(request.policy),
+            "expected": [_text(policy) for policy in request.expected],
             "sweep": request.sweep,
         }
     ).encode()
@@ -73,6 +76,7 @@ def unpack_request(packet: bytes) -> Request:
         calls=tuple(Call(name, tuple(args), tuple(pointers)) for name, args, pointers in fields["calls"]),
         data=bytes.fromhex(fields["data"]),
         policy=_policy(fields["policy"]),
+        expected=tuple(mempolicy.parse(text) for text in fields["expected"]),
         sweep=fields["sweep"],
     )
 

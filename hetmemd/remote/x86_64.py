@@ -194,6 +194,7 @@ X86_64 = Abi(
             208,  # io_getevents, io_pgetevents
             333,
             426,  # io_uring_enter
+            285,  # fallocate on hugetlbfs, and on tmpfs of older kernels; to begin again comes to the same
         }
     ),
     stub_length=len(_STUB_64) + _DATA_64.size,
@@ -235,6 +236,7 @@ I386 = Abi(
             385,
             416,
             426,  # io_uring_enter
+            324,  # fallocate
         }
     ),
     stub_length=_LENGTH_32,

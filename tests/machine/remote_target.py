@@ -137,12 +137,18 @@ class Acting:
         self._runner.close()
 
     def apply(
-        self, process: ProcessId | Target, policy: Mempolicy, tids: Sequence[int] | None = None
+        self,
+        process: ProcessId | Target,
+        policy: Mempolicy,
+        tids: Sequence[int] | None = None,
+        expected: Sequence[Mempolicy] = (),
     ) -> list[ThreadResult]:
         identity = process.identity if isinstance(process, Target) else process
-        return self._runner.run(self.tracer.apply(identity, policy, tids))
+        return self._runner.run(self.tracer.apply(identity, policy, tids, expected))
 
-    def one(self, target: Target, policy: Mempolicy, tid: int | None = None) -> ThreadResult:
+    def one(
+        self, target: Target, policy: Mempolicy, tid: int | None = None, expected: Sequence[Mempolicy] = ()
+    ) -> ThreadResult:
         """On the leader, or another thread."""
-        (result,) = self.apply(target, policy, [tid or target.pid])
+        (result,) = self.apply(target, policy, [tid or target.pid], expected)
         return result

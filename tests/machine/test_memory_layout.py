@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +39,13 @@ class Layout(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Generator[Layout, None, None]:
-    folder = tmp_path_factory.mktemp("layout")
+def layout() -> Generator[Layout, None, None]:
+    # On a disk: /tmp can be a tmpfs, whose files are memory.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield from _started(Path(folder))
+
+
+def _started(folder: Path) -> Generator[Layout, None, None]:
     (folder / "file").write_bytes(bytes(4 * 4096))
     in_memory = Path("/dev/shm") / f"hetmemd-test-{folder.name}"
     in_memory.write_bytes(bytes(4 * 4096))
