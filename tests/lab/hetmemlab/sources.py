@@ -13,6 +13,7 @@ RELEASE = "bookworm"
 BACKPORTS = f"{RELEASE}-backports"
 DEBIAN_RELEASES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+FOLDER = "etc/apt/sources.list.d"
 SOURCE_FILES = ("etc/apt/sources.list.d/debian.sources", "etc/apt/sources.list")
 
 
@@ -78,11 +79,12 @@ def lab_lines(machine: list[Source], *, backports: bool) -> list[str]:
 
 
 def of_machine(root: Path = Path("/")) -> list[Source]:
-    """The sources that this machine has."""
-    return [
-        source for name in SOURCE_FILES if (root / name).is_file() for source in parse((root / name).read_text("utf-8"))
-    ]
+    """The sources that this machine has; Debian's own files first, then whatever an installer has named otherwise."""
+    usual = [root / name for name in SOURCE_FILES]
+    others = [path for path in sorted((root / FOLDER).glob("*")) if path.suffix in (".sources", ".list")]
+    found = [path for path in [*usual, *(path for path in others if path not in usual)] if path.is_file()]
+    return [source for path in found for source in parse(path.read_text("utf-8"))]
 
 
 def _looked() -> str:
-    return " and ".join(f"/{name}" for name in SOURCE_FILES)
+    return f"/etc/apt/sources.list and /{FOLDER}"
