@@ -82,6 +82,8 @@ def explain(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
         facts.append(("inherited", f"from {source['path']}, {source['file']}:{source['line']}"))
     if not told["own"] and not told["inherited_from"]:
         facts.append(("own", "none, and nothing to inherit: the kernel's default"))
+    if "M2" in told["rules"]:
+        facts.append(("exists", "no: there is no such cgroup now, and this is what would hold in it"))
     facts.append(("rules", " ".join(told["rules"]) or "none"))
     if told.get("wall") is not None:
         facts.append(("wall", f"nodes {nodelist.format_list(told['wall'])}"))
