@@ -182,8 +182,10 @@ def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:
 def _process(told: Answer, paint: Paint, now: float) -> list[str]:
     task = told["task"]
     kernel = told.get("kernel") or {}
-    comm = f" ({printable(task['comm'])})" if task else ""
-    lines = [paint("title", f"Process {told['pid']}{comm}")]
+    name = kernel.get("name") or (task["comm"] if task else "")
+    comm = f" ({printable(name)})" if name else ""
+    since = f", of {printable(kernel['user'])}, started {_ago(kernel['started_at'], now)}" if kernel.get("user") else ""
+    lines = [paint("title", f"Process {told['pid']}{comm}") + since]
     facts = []
     if task:
         reason = f": {task['reason']}" if task["reason"] else ""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 from asyncvarlink import varlinkmethod
 from asyncvarlink.serviceinterface import InvalidParameter
 
@@ -123,7 +124,18 @@ def _policies(root: Root, pid: int) -> dict[str, Any]:
             counts["none (no memory)" if policy is None else str(policy)] += 1
     more = len(tids) - _THREADS_SHOWN
     return {
+        **(_who(pid) if root.is_live else {}),
         "policies": dict(counts),
         "mems_allowed": sorted(procfs.mems_allowed(procfs.status(root, pid))),
         "note": f"{more} more threads were not read" if more > 0 else "",
     }
+
+
+def _who(pid: int) -> dict[str, Any]:
+    """The process as a person knows it. Dear (psutil reads several files), and for showing only."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return {"name": process.name(), "user": process.username(), "started_at": process.create_time()}
+    except psutil.Error:
+        return {}

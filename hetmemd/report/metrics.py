@@ -135,6 +135,7 @@ STATES = ("active", "blocked", "conflict", "default")
 FILE_STATES = ("in-force", "last-good", "rejected", "masked")
 FAILURES: dict[Outcome, tuple[str, ...]] = {
     Outcome.DEFERRED: (
+        "changed",
         "closed",
         "frozen",
         "mmap-lock",
@@ -151,8 +152,9 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
     ),
     Outcome.FOREIGN: (),
     Outcome.CONTESTED: (),
-    Outcome.UNSTEERABLE: ("architecture", "compat", "kernel-thread", "syscall-user-dispatch", "vdso"),
+    Outcome.UNSTEERABLE: ("architecture", "compat", "kernel-thread", "syscall-user-dispatch", "tampered", "vdso"),
     Outcome.REFUSED: (
+        "headroom",
         "init",
         "internal-error",
         "kcmp",
