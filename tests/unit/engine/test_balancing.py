@@ -1,0 +1,94 @@
+"""When pages are moved and when not, as far as it takes no pages to tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hetmemd.engine import balancing
+from hetmemd.engine.balancing import Balancer
+from hetmemd.engine.record import Record
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.machine.topology import Machine
+from hetmemd.memory.budget import Budgets
+from hetmemd.remote.result import Outcome
+from hetmemd.report.tally import Tally
+
+MIB = 1 << 20
+
+
+def record(*outcomes: tuple[Outcome, str]) -> Record:
+    made = Record(ProcessId(4711, 1), "x", "/a", None)
+    made.outcomes = frozenset(outcome for outcome, _ in outcomes)
+    made.reasons = frozenset(reason for _, reason in outcomes if reason)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "moves"),
+    [
+        ([(Outcome.APPLIED, "")], True),
+        ([(Outcome.APPLIED, ""), (Outcome.UNSTEERABLE, "io-worker")], True),
+        ([(Outcome.REFUSED, "yama")], True),
+        ([(Outcome.REFUSED, "headroom")], False),
+        ([(Outcome.APPLIED, ""), (Outcome.REFUSED, "yama"), (Outcome.REFUSED, "readback")], False),
+        ([(Outcome.APPLIED, ""), (Outcome.FOREIGN, "own-bind")], False),
+        ([(Outcome.UNSTEERABLE, "io-worker"), (Outcome.FOREIGN, "own-bind")], False),
+        ([(Outcome.APPLIED, ""), (Outcome.DEFERRED, "frozen")], False),
+        ([], False),
+    ],
+)
+def test_T4_L5_pages_follow_only_where_every_thread_agrees(outcomes: list[tuple[Outcome, str]], moves: bool) -> None:
+    assert balancing._may_move(record(*outcomes)) is moves
+
+
+def in_a_loop(tmp_path: Path, work: Callable[[Balancer], None]) -> None:
+    async def run() -> None:
+        balancer = Balancer(
+            Root(tmp_path),
+            {},
+            lambda path: None,
+            lambda: Machine({}, None, None),
+            Budgets(),
+            Tally(),
+            lambda: False,
+            asyncio.Event(),
+        )
+        work(balancer)
+        balancer.close()
+
+    asyncio.run(run())
+
+
+def test_L6_what_others_move_back_each_time_is_held_longer_and_longer(tmp_path: Path) -> None:
+    def work(balancer: Balancer) -> None:
+        moved = record((Outcome.APPLIED, ""))
+        moved.bytes_by_node = {0: 100 * MIB}
+        waits = []
+        for _ in range(8):
+            # The pass left nothing misplaced and moved a quarter, and all of that lies wrong again.
+            moved.left_misplaced, moved.last_total, moved.last_moved = 0.0, 100 * MIB, 25 * MIB
+            moved.measure_at = 0.0
+            waits.append(balancer._holds(moved, 0.25))
+        assert waits[: balancing.STRIKES - 1] == [False] * (balancing.STRIKES - 1)
+        assert waits.count(True) >= len(waits) // 2
+        assert "L6" in moved.acted
+        assert moved.measure_at > 0
+
+    in_a_loop(tmp_path, work)
+
+
+def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
+    def work(balancer: Balancer) -> None:
+        grown = record((Outcome.APPLIED, ""))
+        grown.bytes_by_node = {0: 200 * MIB}
+        for _ in range(8):
+            grown.left_misplaced, grown.last_total, grown.last_moved = 0.0, 100 * MIB, 25 * MIB
+            assert not balancer._holds(grown, 0.25)
+        assert grown.went_back == 0
+
+    in_a_loop(tmp_path, work)
