@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetmemd.remote.client import Tracer
 
-STEPS = 34
-"""Of an act on a spinning thread: seize, interrupt, wait, get, dispatch, rseq, write, peek, set, resume, wait, resume,
-wait, get, set, zero, detach; each before and after. A blocked thread is not asked for its rseq."""
+STEPS = 36
+"""Of an act on a spinning thread: seize, interrupt, wait, get, dispatch, rseq, options, write, peek, set, resume, wait,
+resume, wait, get, set, zero, detach; each before and after. A blocked thread is not asked for its rseq."""
 
 
 def make(die_at: int, by: signal.Signals = signal.SIGKILL, limit_seconds: float = 20.0) -> Tracer:
