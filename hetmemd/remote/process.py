@@ -23,7 +23,7 @@ from hetmemd.remote import precheck, readback, wire
 from hetmemd.remote.act import Actor
 from hetmemd.remote.board import Board
 from hetmemd.remote.result import Outcome, ThreadResult
-from hetmemd.remote.target import Declined, Target
+from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Request
 
 _PRCTL = 157  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -153,6 +153,9 @@ class _Work:
             if self._is(shown, tid):
                 return shown
         precheck.living(self._target, tid)
+        if self._target.has_executed():
+            # Another thread did so, and has this one's id now, with its own policy.
+            raise gone("executed")
         raise Declined(Outcome.REFUSED, "readback")
 
     def _check(self, tid: int) -> tuple[tuple[int, int] | None, bool]:

@@ -134,6 +134,13 @@ class Target:
         abi = next(abi for abi in ABIS if abi.bits == (64 if is_64bit else 32))
         return Room(found.padding, abi, slot.leftovers(content[found.image_end :], found.padding.start))
 
+    def has_executed(self) -> bool:
+        """True where the process runs another program than the one whose memory was opened: that is no more."""
+        try:
+            return self._memory >= 0 and not os.pread(self._memory, 1, self.room.padding.start)
+        except OSError:
+            return True
+
     def zero(self, left: Leftover) -> None:
         """Clear a leftover that nobody can need any more."""
         self.write(left.address, bytes(left.length))

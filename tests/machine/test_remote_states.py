@@ -15,6 +15,7 @@ import pytest
 from hetmemd.kernel import cgroupfs, procfs, vdso
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.kernel.procfs import ProcessId
+from hetmemd.remote import target as remote_target
 from hetmemd.remote.result import Outcome
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
@@ -271,3 +272,23 @@ def test_something_else_in_the_padding_is_not_overwritten(built: Built, acting: 
         assert said(acting, target) == (Outcome.UNSTEERABLE, "vdso")
         os.close(fd)
         assert target.finish() == "alive\n"
+
+
+def test_a_program_that_was_replaced_is_told_from_one_that_runs_on() -> None:
+    with Target(["sh", "-c", "echo ready; read line; exec cat"]) as target:
+        target.expect("ready")
+        seen = remote_target.Target(ROOT, target.identity)
+        try:
+            assert seen.room.padding
+            assert not seen.has_executed()
+            assert target.process.stdin
+            target.process.stdin.write("\n")
+            target.process.stdin.flush()
+            wait_until(lambda: procfs.stat(ROOT, target.pid).comm == "cat")
+            wait_until(seen.has_executed)
+            seen.forget_memory()
+            assert seen.room.padding
+            assert not seen.has_executed()
+        finally:
+            seen.close()
+        target.finish()
