@@ -24,6 +24,7 @@ from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
 from hetmemd.memory.rebalance import Pace, ProcessPass, StepResult
 from hetmemd.policy.effective import Effective, Placement
+from hetmemd.remote import kin
 from hetmemd.remote.result import Outcome
 from hetmemd.report import journal
 from hetmemd.report.tally import Tally
@@ -254,8 +255,10 @@ class Balancer:
 
     def _move(self, active: _Pass, allowed: int) -> StepResult | None:
         """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
+        pid = active.record.process.pid
         try:
-            if scan.shares_memory(self._root, active.record.process.pid):
+            tid = scan.live_thread(self._root, pid)
+            if tid is None or kin.shares_memory(self._root, pid, tid):
                 return None
         except OSError:
             return None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from hetmemd.kernel import cgroupfs, kcmp, libc, procfs
+from hetmemd.kernel import cgroupfs, libc, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.tasks.tree import Cgroup
 
@@ -92,58 +91,6 @@ def live_thread(root: Root, pid: int) -> int | None:
             if not libc.is_gone(error):
                 raise
     return None
-
-
-def shares_memory(root: Root, pid: int) -> bool:
-    """Whether a task outside of the thread group uses the same address space (T5): vfork, posix_spawn, CLONE_VM.
-
-    Compared by kcmp(2) with the parent, the children and the siblings, PID 1 among them where it is the parent. What
-    may not be compared (EPERM, ENOSYS) counts as shared: the act waits. Raises `OSError` where the process is gone.
-    """
-    parent = procfs.stat(root, pid).ppid
-    kin = {parent, *_children(root, pid), *_children(root, parent)} - {0, pid}
-    return any(_same_memory(pid, other) for other in kin)
-
-
-def _same_memory(pid: int, other: int) -> bool:
-    try:
-        return kcmp.same_address_space(pid, other)
-    except OSError as error:
-        return not libc.is_gone(error)
-
-
-def _children(root: Root, pid: int) -> set[int]:
-    """Live and dead children of all threads of a process; none for pid 0, which is no process."""
-    if not pid:
-        return set()
-    try:
-        tids = procfs.tids(root, pid)
-    except OSError as error:
-        if libc.is_gone(error):
-            return set()
-        raise
-    found: set[int] = set()
-    for tid in tids:
-        try:
-            found.update(map(int, root.read_bytes(f"/proc/{pid}/task/{tid}/children").split()))
-        except FileNotFoundError:
-            if os.path.exists(root.name(f"/proc/{pid}/task/{tid}")):  # noqa: PTH110
-                # A kernel without CONFIG_PROC_CHILDREN.
-                return {child for child, its_parent in _parents(root) if its_parent == pid}
-        except OSError as error:
-            if not libc.is_gone(error):
-                raise
-    return found
-
-
-def _parents(root: Root) -> Iterator[tuple[int, int]]:
-    for name in os.listdir(root.name("/proc")):  # noqa: PTH208
-        if name.isdecimal():
-            try:
-                yield int(name), procfs.stat(root, int(name)).ppid
-            except OSError as error:
-                if not libc.is_gone(error):
-                    raise
 
 
 def _leader(root: Root, tid: int) -> int:

@@ -105,7 +105,7 @@ static long act(int tid, int mode)
     unsigned char slot[SLOT], zeros[SLOT] = {0};
     char name[64];
 
-    NEED(ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP));
+    NEED(ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD));
     long begin = now();
     NEED(ptrace(PTRACE_INTERRUPT, tid, 0, 0));
     snprintf(name, sizeof name, "task/%d", tid);
@@ -123,6 +123,7 @@ static long act(int tid, int mode)
             NEED(pread(memory, &section, 8, rseq.pointer + 8));
     }
     write_stub(slot, &original);
+    NEED(ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP));
     NEED(pwrite(memory, slot, sizeof slot, padding));
     errno = 0;
     ptrace(PTRACE_PEEKDATA, tid, padding + 8, 0);

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hetmemd.kernel import cgroupfs
+from hetmemd.remote import kin
 from hetmemd.tasks import scan
 from hetmemd.tasks.scan import Thread
 from hetmemd.tasks.tree import Cgroup, CgroupTree
@@ -91,26 +92,26 @@ def test_a_zombie_is_nowhere(own: OwnCgroup, tmp_path: Path) -> None:
 def test_shared_memory_is_seen_from_both_sides(mode: str, shared: bool, tmp_path: Path) -> None:
     with running(build("kin", tmp_path), mode) as process:
         child = number(process)
-        assert scan.shares_memory(ROOT, child) is shared
-        assert scan.shares_memory(ROOT, process.pid) is shared
+        assert kin.shares_memory(ROOT, child, child) is shared
+        assert kin.shares_memory(ROOT, process.pid, process.pid) is shared
 
 
-def test_what_may_not_be_compared_counts_as_shared() -> None:
-    """kcmp(2) needs the right to trace: without it the answer is the careful one."""
+def test_what_may_not_be_compared_is_an_error_and_no_answer() -> None:
+    """kcmp(2) needs the right to trace: whoever asks without it must take the careful way."""
     with running(*IDLE) as process:
         number(process)
         script = (
-            f"from hetmemd.kernel.root import Root; from hetmemd.tasks import scan;"
-            f"print(scan.shares_memory(Root(), {process.pid}))"
+            f"from hetmemd.kernel.root import Root; from hetmemd.remote import kin;"
+            f"print(kin.shares_memory(Root(), {process.pid}, {process.pid}))"
         )
         command = ["setpriv", "--bounding-set=-sys_ptrace", sys.executable, "-c", script]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-        assert result.stdout == "True\n"
-        assert not scan.shares_memory(ROOT, process.pid)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+        assert "PermissionError" in result.stderr
+        assert not kin.shares_memory(ROOT, process.pid, process.pid)
 
 
 def test_a_process_that_is_gone_says_so() -> None:
     with running(*IDLE) as process:
         number(process)
     with pytest.raises(FileNotFoundError):
-        scan.shares_memory(ROOT, process.pid)
+        kin.shares_memory(ROOT, process.pid, process.pid)
