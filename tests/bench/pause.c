@@ -1,7 +1,8 @@
 /*
  * The act in C, step for step as hetmemd does it, to compare with.
- *     pause PID MODE     set_mempolicy(MODE, static, node 0; 0: default) in every thread of PID; prints for each thread
- *                        its pause in ns, then `total NS`
+ *     pause PID MODE [NS]   set_mempolicy(MODE, static, node 0; 0: default) in every thread of PID; prints for each
+ *                           thread its pause in ns, then `total NS`. With NS it lets so much time pass from one act to
+ *                           the next, busy: a thread that has slept for longer is slower to be woken, by anybody.
  * For a 64-bit target without leftovers, filters or signals: what it measures is the undisturbed case.
  */
 #define _GNU_SOURCE
@@ -161,8 +162,9 @@ int main(int count, char **arguments)
     unsigned long pairs[64];
     char name[64], text[4096];
     int threads = 0;
-    if (count != 3)
+    if (count != 3 && count != 4)
         return 2;
+    long pace = count == 4 ? atol(arguments[3]) : 0;
     snprintf(name, sizeof name, "/proc/%s", arguments[1]);
     directory = NEED(open(name, O_RDONLY | O_DIRECTORY));
     memory = NEED(openat(directory, "mem", O_RDWR));
@@ -183,9 +185,13 @@ int main(int count, char **arguments)
             tids[threads++] = atoi(entry->d_name);
     long begin = now();
     for (int i = 0; i < threads; i++) {
+        long previous = now();
         thread_file(tids[i], "numa_maps", text, 80);
         thread_file(tids[i], "stat", text, sizeof text);
+        thread_file(tids[i], "status", text, sizeof text);
         thread_file(tids[i], "syscall", text, sizeof text);
+        while (now() - previous < pace)
+            ;
         pauses[i] = act(tids[i], atoi(arguments[2]));
         thread_file(tids[i], "numa_maps", text, 80);
     }

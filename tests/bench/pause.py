@@ -3,7 +3,8 @@
 
     tests/bench/pause.py [--threads N] [--repeat N]
 
-Both act on the same targets in turn, so that what the machine does beside is the same for both. Prints ratios.
+Both act on the same targets in turn, so that what the machine does beside is the same for both. Prints ratios, to C as
+fast as it goes, and to C at our own pace: how fast a thread wakes depends on how long its processor has slept.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from hetmemd.remote.result import Outcome
 from tests.machine.remote_target import INTERLEAVE, ROOT, Target, build
 
 
-def in_c(program: Path, pid: int, mode: int) -> tuple[list[int], int]:
-    """(pause of each thread, all of it), in nanoseconds."""
-    told = subprocess.run([program, str(pid), str(mode)], capture_output=True, text=True, check=True).stdout.split()
+def in_c(program: Path, pid: int, mode: int, pace: int = 0) -> tuple[list[int], int]:
+    """(pause of each thread, all of it), in nanoseconds; `pace` passes from act to act at least."""
+    command = [program, str(pid), str(mode), str(pace)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return [int(word) for word in told[:-2]], int(told[-1])
 
 
@@ -75,14 +77,20 @@ async def measure(folder: Path, threads: int, repeat: int) -> None:
                 target.expect("ready")
                 ours: list[tuple[list[int], int]] = []
                 theirs: list[tuple[list[int], int]] = []
+                paced: list[tuple[list[int], int]] = []
                 for _ in range(rounds):
                     theirs.append(in_c(program, target.pid, Mode.INTERLEAVE))
                     ours.append(await by_hetmemd(tracer, target, DEFAULT))
                     ours.append(await by_hetmemd(tracer, target, INTERLEAVE))
                     theirs.append(in_c(program, target.pid, Mode.DEFAULT))
+                    pace = (ours[-1][1] - sum(ours[-1][0])) // len(ours[-1][0])
+                    paced.append(in_c(program, target.pid, Mode.INTERLEAVE, pace))
+                    paced.append(in_c(program, target.pid, Mode.DEFAULT, pace))
                 print(name)
                 report("  pause, median", *(percentile(pauses(side), 0.5) for side in (ours, theirs)))
+                report("  pause, median, at our pace", *(percentile(pauses(side), 0.5) for side in (ours, paced)))
                 report("  pause, p99", *(percentile(pauses(side), 0.99) for side in (ours, theirs)))
+                report("  pause, p99, at our pace", *(percentile(pauses(side), 0.99) for side in (ours, paced)))
                 report(
                     "  all threads, median", *(percentile([all_ for _, all_ in side], 0.5) for side in (ours, theirs))
                 )
