@@ -100,6 +100,8 @@ class Service:
         self._stamp = _stamp(root)
         self._switch = ""
         """What the kill switch was turned by."""
+        self._restarts = 0
+        self._losses: dict[str, int] = {}
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
         self._steering = Steering(
@@ -305,6 +307,9 @@ class Service:
         )
         self._notifier.status(self._line())
         self._tell_files()
+        self._tell_losses()
+        self._tally.tracer_restart(self._tracer.restarts - self._restarts)
+        self._restarts = self._tracer.restarts
 
     def _tell_files(self) -> None:
         """The journal has each file when it is new or another than it was."""
@@ -319,6 +324,13 @@ class Service:
         for path in self._told.keys() - contents.keys():
             journal.policy_file(FileView(path, "removed", ()))
         self._told = contents
+
+    def _tell_losses(self) -> None:
+        """The journal has each loss of events."""
+        for source in self._watcher.sources():
+            if source.losses > self._losses.get(source.name, 0):
+                journal.events_lost(source.name, source.note)
+            self._losses[source.name] = source.losses
 
     async def _watchdog(self) -> None:
         if not (interval := self._notifier.watchdog_interval):

@@ -18,7 +18,7 @@ from hetmemd.engine.record import Record
 from hetmemd.kernel import libc
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
-from hetmemd.memory import plan
+from hetmemd.memory import plan, regions
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
@@ -28,7 +28,6 @@ from hetmemd.remote import kin
 from hetmemd.remote.result import Outcome
 from hetmemd.report import journal
 from hetmemd.report.tally import Tally
-from hetmemd.tasks import scan
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +256,7 @@ class Balancer:
         """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
         pid = active.record.process.pid
         try:
-            tid = scan.live_thread(self._root, pid)
+            tid = regions.living_thread(self._root, pid)
             if tid is None or kin.shares_memory(self._root, pid, tid):
                 return None
         except OSError:
@@ -316,7 +315,7 @@ class Balancer:
     def _read(self, record: Record) -> Measurement:
         """A dead leader's numa_maps is empty: any live thread serves (T1)."""
         pid = record.process.pid
-        return measure(self._root, pid, scan.live_thread(self._root, pid))
+        return measure(self._root, pid, regions.living_thread(self._root, pid))
 
 
 def _may_move(record: Record) -> bool:

@@ -15,9 +15,6 @@ _syscall.restype = ctypes.c_long
 SUPPORTED = platform.machine() == "x86_64"
 """Numbers below are those of arch/x86/entry/syscalls/syscall_64.tbl."""
 
-MBIND = 237
-SET_MEMPOLICY = 238
-GET_MEMPOLICY = 239
 MOVE_PAGES = 279
 KCMP = 312
 

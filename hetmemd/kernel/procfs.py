@@ -92,9 +92,38 @@ def thread_policy(root: Root, pid: int, tid: int) -> mempolicy.Mempolicy | None:
     name = root.name(f"/proc/{pid}/task/{tid}/numa_maps")
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        head = os.fsdecode(os.read(fd, 80))
+        head = os.fsdecode(first_regions(fd))
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
     finally:
         os.close(fd)
-    return mempolicy.parse_line(head) if head else None
+    return mempolicy.parse_line(head.split("\n", 1)[0]) if head else None
+
+
+_HEAD = 80
+"""Bytes. Enough for the first region in nearly every case; each further region costs a walk of all its pages."""
+_MORE = 4096
+TWO_WORDS = (b"weighted", b"prefer")
+"""First words of `weighted interleave` and `prefer (many)`; plain `prefer` is followed by `:` or `=`."""
+
+
+def first_regions(fd: int, limit: int = _HEAD) -> bytes:
+    """The beginning of an open numa_maps, at least up to the end of the first region's policy; empty without memory.
+
+    The last line may be cut off anywhere behind that.
+    """
+    head = os.read(fd, limit)
+    # A policy is complete when a space follows it: long lists of nodes do not fit.
+    while head and not _has_policy(head):
+        more = os.read(fd, _MORE)
+        if not more:
+            break
+        head += more
+    return head
+
+
+def _has_policy(head: bytes) -> bool:
+    line = head.split(b"\n", 1)[0]
+    rest = line.partition(b" ")[2]
+    spaces = 2 if rest.partition(b" ")[0] in TWO_WORDS else 1
+    return len(line) < len(head) or rest.count(b" ") >= spaces

@@ -12,27 +12,15 @@ from hetmemd.kernel import mempolicy, nodelist, procfs
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 
-_HEAD = 80
-"""Enough for the first region in nearly every case; each further region costs a walk of all its pages."""
-_MORE = 4096
-_TWO_WORDS = (b"weighted", b"prefer")
-"""First words of `weighted interleave` and `prefer (many)`; plain `prefer` is followed by `:` or `=`."""
 
-
-def thread_policies(directory: int, tid: int, limit: int = _HEAD) -> list[Mempolicy]:
+def thread_policies(directory: int, tid: int, limit: int = 80) -> list[Mempolicy]:
     """Policies of the first regions of a thread, through an open /proc/PID; at least one unless it has no memory.
 
     A region shows the thread's policy unless it has one of its own.
     """
     fd = os.open(f"task/{tid}/numa_maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        head = os.read(fd, limit)
-        # A policy is complete when a space follows it: long lists of nodes do not fit.
-        while head and not _is_complete(head):
-            more = os.read(fd, _MORE)
-            if not more:
-                break
-            head += more
+        head = procfs.first_regions(fd, limit)
     finally:
         os.close(fd)
     first, *others = head.split(b"\n")
@@ -46,19 +34,12 @@ def _policy_text(line: bytes) -> bytes:
     """Of `7f..000 weighted interleave=static:0-1 anon=3 ...` what stands between the address and the counts."""
     rest = line.partition(b" ")[2]
     first, _, more = rest.partition(b" ")
-    return first + b" " + more.partition(b" ")[0] if first in _TWO_WORDS else first
+    return first + b" " + more.partition(b" ")[0] if first in procfs.TWO_WORDS else first
 
 
 @lru_cache(maxsize=256)
 def _parse(text: bytes) -> Mempolicy:
     return mempolicy.parse(text.decode())
-
-
-def _is_complete(head: bytes) -> bool:
-    line = head.split(b"\n", 1)[0]
-    rest = line.partition(b" ")[2]
-    spaces = 2 if rest.partition(b" ")[0] in _TWO_WORDS else 1
-    return len(line) < len(head) or rest.count(b" ") >= spaces
 
 
 def as_shown(policy: Mempolicy, allowed: frozenset[int]) -> Mempolicy | None:

@@ -78,21 +78,6 @@ def thread_cgroups(root: Root, pid: int) -> dict[int, str]:
     return found
 
 
-def live_thread(root: Root, pid: int) -> int | None:
-    """A thread that can stand for the process: the leader, or any other where the leader is dead (T1); None if none is.
-
-    A dead leader's numa_maps is empty and move_pages(2) on it is EINVAL, while its threads go on.
-    """
-    for tid in procfs.tids(root, pid):
-        try:
-            if procfs.stat(root, pid, tid).state not in "ZXx":
-                return tid
-        except OSError as error:
-            if not libc.is_gone(error):
-                raise
-    return None
-
-
 def _leader(root: Root, tid: int) -> int:
     """The thread group of a thread: /proc/TID answers for every thread, though it lists only leaders."""
     data = root.read_bytes(f"/proc/{tid}/status")

@@ -234,6 +234,16 @@ def test_L4_a_killed_daemon_comes_back_and_knows_its_own(group: Group, task: Tas
     eventually("what it issued before is its own", lambda: shown(task.pid) == "interleave=static:0-1")
 
 
+def test_a_tracer_that_dies_is_replaced_and_counted(group: Group, task: Task) -> None:
+    drop("50-test.toml", policy(group.path))
+    before = metrics()["hetmemd_tracer_restarts_total"]
+    (tracer,) = children(int(systemctl("show", "-P", "MainPID", "hetmemd")))
+    os.kill(tracer, signal.SIGKILL)
+    group.take(task.pid)
+    eventually("the next one does it", lambda: shown(task.pid) == THREE_TO_ONE)
+    eventually("counted", lambda: metrics()["hetmemd_tracer_restarts_total"] == before + 1)
+
+
 def test_the_kill_switch(group: Group, task: Task) -> None:
     OBSERVE.touch()
     group.take(task.pid)

@@ -41,6 +41,15 @@ def test_threads_and_their_policies(root: Root) -> None:
     assert isinstance(policy, Mempolicy)
 
 
+def test_a_policy_of_many_nodes_is_read_to_its_end(root: Root, tmp_path: Path) -> None:
+    nodes = ",".join(str(node) for node in range(0, 128, 2))
+    line = f"55d0f0a00000 weighted interleave=static:{nodes} file=/bin/x mapped=1 N0=1\n"
+    (tmp_path / "proc/42/task/42/numa_maps").write_text(line * 3)
+    policy = procfs.thread_policy(root, 42, 42)
+    assert policy is not None
+    assert policy.nodes == frozenset(range(0, 128, 2))
+
+
 def test_status_and_cgroup(root: Root, tmp_path: Path) -> None:
     assert procfs.mems_allowed(procfs.status(root, 42)) == {0, 1, 3}
     assert procfs.cgroup_path(root, 42) == "/system.slice/a.service"
