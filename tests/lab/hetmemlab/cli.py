@@ -51,6 +51,13 @@ def parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(kernel.name for kernel in kernels.TABLE)}",
     )
     result.add_argument(
+        "--append",
+        action="append",
+        default=[],
+        metavar="PARAMETER",
+        help="a parameter of the kernel, behind the usual ones; may be repeated",
+    )
+    result.add_argument(
         "--with", dest="extra", action="append", default=[], metavar="PATH", help="copy it into the working folder"
     )
     result.add_argument("--service", action="store_true", help="start hetmemd.service before the command")
@@ -114,7 +121,15 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             if number > 1:
                 say(f"guest died, boot {number} of {BOOTS}")
             begun = time.monotonic()
-            outcome = guest.boot(machine, root_image, shape, job, limit_seconds=options.timeout, sink=_to_stdout)
+            outcome = guest.boot(
+                machine,
+                root_image,
+                shape,
+                job,
+                limit_seconds=options.timeout,
+                sink=_to_stdout,
+                append=" ".join(options.append),
+            )
             if options.time:
                 say(
                     f"prepared in {prepared:.1f} s, job begun after {outcome.boot_seconds:.1f} s, "

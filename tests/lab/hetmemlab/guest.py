@@ -102,8 +102,13 @@ def decode(returncode: int, control: Control) -> tuple[End, int, str]:
     return End.DIED, 0, f"QEMU ended with {returncode} and the job's results are not whole"
 
 
-def arguments(emulator: Emulator, image: Image, topology: Topology, *, job: int, out: int, control: int) -> list[str]:
-    """QEMU's whole command line; job, out and control are descriptors that it inherits."""
+def arguments(
+    emulator: Emulator, image: Image, topology: Topology, *, job: int, out: int, control: int, append: str = ""
+) -> list[str]:
+    """QEMU's whole command line; job, out and control are descriptors that it inherits.
+
+    `append` goes behind the kernel's usual parameters; of a parameter given twice the kernel takes the last.
+    """
 
     def port(name: str, fd: int) -> list[str]:
         device = f"virtserialport,chardev={name},name=lab.{name}"
@@ -118,7 +123,7 @@ def arguments(emulator: Emulator, image: Image, topology: Topology, *, job: int,
         *("-M", "q35,hmat=on,usb=off", "-accel", f"tcg,thread={emulator.threads}", "-cpu", "max"),
         *qemu_arguments(topology),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(image.vmlinuz), "-append", APPEND),
+        *("-kernel", str(image.vmlinuz), "-append", f"{APPEND} {append}".rstrip()),
         *nvme("root", str(image.disk), "snapshot=on,cache=unsafe"),
         *nvme("job", f"/proc/self/fd/{job}", "readonly=on"),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-device", "virtio-serial-pci"),
@@ -136,12 +141,15 @@ def boot(
     *,
     limit_seconds: float,
     sink: Callable[[bytes], None],
+    append: str = "",
     boot_limit_seconds: float = BOOT_SECONDS,
 ) -> Outcome:
     """Boot once and stay until the guest is gone. Whatever is raised here, QEMU does not outlive the call."""
     out_read, out_write = os.pipe()
     control_read, control_write = os.pipe()
-    command = arguments(emulator, image, topology, job=job.fileno(), out=out_write, control=control_write)
+    command = arguments(
+        emulator, image, topology, job=job.fileno(), out=out_write, control=control_write, append=append
+    )
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             command,

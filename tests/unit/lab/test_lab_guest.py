@@ -65,6 +65,14 @@ def boot(folder: Path, what: str, **limits: float) -> tuple[guest.Outcome, bytes
     return outcome, said.getvalue()
 
 
+def test_parameters_stand_behind_the_usual_ones(tmp_path: Path) -> None:
+    image = Image(tmp_path / "root.img", tmp_path / "vmlinuz", "6.12")
+    shape = topology.load("dram+cxl")
+    for append in ("", "proc_mem.force_override=never loglevel=7"):
+        words = guest.arguments(emulator(tmp_path / append[:1], ""), image, shape, job=3, out=4, control=5, append=append)
+        assert words[words.index("-append") + 1] == f"{guest.APPEND} {append}".rstrip()
+
+
 @pytest.mark.parametrize("status", [0, 1, 3, 77, 127, 137, 255])
 def test_statuses_come_back(tmp_path: Path, status: int) -> None:
     code = ((status & 0x7F) << 1) | 1
