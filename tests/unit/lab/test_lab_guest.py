@@ -69,7 +69,9 @@ def test_parameters_stand_behind_the_usual_ones(tmp_path: Path) -> None:
     image = Image(tmp_path / "root.img", tmp_path / "vmlinuz", "6.12")
     shape = topology.load("dram+cxl")
     for append in ("", "proc_mem.force_override=never loglevel=7"):
-        words = guest.arguments(emulator(tmp_path / append[:1], ""), image, shape, job=3, out=4, control=5, append=append)
+        words = guest.arguments(
+            emulator(tmp_path / append[:1], ""), image, shape, job=3, out=4, control=5, append=append
+        )
         assert words[words.index("-append") + 1] == f"{guest.APPEND} {append}".rstrip()
 
 
