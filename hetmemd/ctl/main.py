@@ -134,13 +134,28 @@ def _explain(chosen: argparse.Namespace) -> int:
             if chosen.root is None:
                 told = client.explain_cgroup(cgroup, chosen.socket)
             else:
-                told = {"schema": SCHEMA, **_policy("explain").offline(_root(chosen.root), cgroup)}
+                told = _explain_offline(_root(chosen.root), cgroup)
         except ValueError as error:
             return _fail(USAGE, str(error))
         except OSError as error:
             return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
     _show(chosen, told, lambda paint: text.explain(told, paint))
     return OK
+
+
+def _explain_offline(root: Root, cgroup: str) -> dict[str, Any]:
+    """What the service would answer where it ran on the machine below `root`. `ValueError`, `OSError`."""
+    from hetmemd import settings  # noqa: PLC0415 - as in _policy()
+
+    notes: list[str] = []
+    try:
+        defaults = settings.load(root).defaults
+    except settings.SettingsError as error:
+        defaults = settings.Settings().defaults
+        notes = [f"built-in defaults, as the settings are broken: {fault}" for fault in error.faults]
+    told: dict[str, Any] = {"schema": SCHEMA, **_policy("explain").offline(root, cgroup, defaults)}
+    told["notes"] += notes
+    return told
 
 
 def _policy(name: str) -> ModuleType:

@@ -12,34 +12,6 @@ import os
 import signal
 
 
-class BeingWritten(BlockingIOError):
-    """Somebody has the file open for writing; inotify tells when it is closed."""
-
-
-def read_settled(name: str) -> bytes:
-    """The whole of a regular file, as no writer has it open. Raises `BeingWritten`, or another `OSError` with `name`.
-
-    Where the filesystem has no leases (NFS, 9p), or the file belongs to somebody else and CAP_LEASE is missing, it is
-    read as it is: then only the close that inotify tells is a sign of completeness.
-    """
-    # Not blocking: a FIFO of the right name must not stop the reader.
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if take(descriptor) is False:
-            raise BeingWritten(errno.EAGAIN, "is open for writing", name)
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-        return b"".join(parts)
-    except BeingWritten:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from None
-    finally:
-        # Gives back the lease.
-        os.close(descriptor)
-
-
 def being_written(name: str) -> bool | None:
     """Whether somebody has the file open for writing; None where that cannot be told."""
     try:

@@ -72,9 +72,8 @@ def _read(root: Root, path: str) -> PolicyFile:
     if content is None:
         return _fault(path, "does not exist")
     parsed = parse(content.data, path)
-    state = "rejected" if parsed.faults else "in-force"
-    good = None if parsed.faults else content.data
-    return PolicyFile(path, state, parsed.faults, parsed.tables, good, is_mask=content.is_mask)
+    state = "rejected" if parsed.faults else "mask" if content.is_mask else "in-force"
+    return PolicyFile(path, state, parsed.faults, parsed.tables, None if parsed.faults else content.data)
 
 
 def _fault(path: str, message: str) -> PolicyFile:
@@ -89,9 +88,10 @@ def _about_file(file: PolicyFile, found: Library) -> Iterator[Caution]:
     masks = any(other.masked_by == file.path for other in found.files)
     if file.state == "masked":
         yield Caution(file.path, 1, f"masked by {file.masked_by}: nothing of it holds (F1)")
-    elif file.is_mask and not masks:
-        yield Caution(file.path, 1, "masks no file of a weaker directory (F1)")
-    elif not file.faults and not file.tables and not masks and not file.is_mask:
+    elif file.state == "mask":
+        if not masks:
+            yield Caution(file.path, 1, "is a mask, a link to /dev/null, and masks no file of a weaker directory (F1)")
+    elif not file.faults and not file.tables and not masks:
         yield Caution(file.path, 1, "says nothing", "a policy begins with [[policy]]")
     if file.state == "last-good":
         yield Caution(file.path, 1, "its last good version is in force until it is mended (F2)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hetmemd import settings
 from hetmemd.kernel.mempolicy import NO_FLAGS, Flag, Mode
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
@@ -31,19 +30,20 @@ def answer(effective: Effective) -> dict[str, Any]:
     }
 
 
-def offline(root: Root, cgroup: str) -> dict[str, Any]:
+def offline(root: Root, cgroup: str, defaults: Handling | None = None) -> dict[str, Any]:
     """The answer for a cgroup of the machine below `root`, which need not exist there (M2). Nothing is written.
+
+    `defaults` are those of that machine's /etc/hetmemd.toml, the built-in ones without.
 
     `ValueError` where `cgroup` is no path of a cgroup; `OSError` for what is there but unreadable.
     """
     path = cgroup_path(cgroup)
-    defaults, notes = _defaults(root)
     files = library.load(root, keep=False)
     machine = topology.read(root)
     effective = resolve(surroundings.facts(root, path), files, machine, defaults, only=[path])[path]
     found = answer(effective)
     broken = [f"{file.path} is {file.state}: {file.faults[0]}" for file in files.files if file.faults]
-    found["notes"] += [*notes, *files.notes, *broken]
+    found["notes"] += [*files.notes, *broken]
     return found
 
 
@@ -55,13 +55,6 @@ def cgroup_path(text: str) -> str:
     if any(level in ("", ".", "..") for level in levels):
         raise ValueError(f"not a path of a cgroup: {text!r}")
     return "/" + "/".join(levels)
-
-
-def _defaults(root: Root) -> tuple[Handling, tuple[str, ...]]:
-    try:
-        return settings.load(root).defaults, ()
-    except settings.SettingsError as error:
-        return Handling(), tuple(f"built-in defaults, as the settings are broken: {fault}" for fault in error.faults)
 
 
 def _placement(placement: Placement | None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class PolicyFile:
 
     path: str
     state: str
-    """`in-force`, `last-good` (broken, its last good version holds), `rejected` (never was good), `masked`."""
+    """`in-force`, `last-good` (broken, its last good version holds), `rejected` (never was good), `masked`, or `mask`
+    (a link to /dev/null: it says nothing, and masks its namesakes)."""
     faults: tuple[Fault, ...] = ()
     """Of the version on disk; empty where that version is good."""
     tables: tuple[Table, ...] = ()
@@ -29,8 +30,6 @@ class PolicyFile:
     """The content that holds or would hold, None where no version was ever good."""
     masked_by: str = ""
     """The stronger namesake, for a masked file."""
-    is_mask: bool = False
-    """A link to /dev/null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,14 @@ class Library:
 
     @property
     def masked_tables(self) -> tuple[tuple[Table, str], ...]:
-        """Tables of masked files, each with the path of the file that masks it."""
-        return tuple((table, file.masked_by) for file in self.files if file.state == "masked" for table in file.tables)
+        """Tables of masked files, each with the file that masks it, in words."""
+        masks = {file.path for file in self.files if file.state == "mask"}
+        return tuple(
+            (table, file.masked_by + (", a link to /dev/null" if file.masked_by in masks else ""))
+            for file in self.files
+            if file.state == "masked"
+            for table in file.tables
+        )
 
     @property
     def rejected(self) -> tuple[str, ...]:
@@ -128,7 +133,7 @@ def _file(root: Root, path: str, keep: bool, known: dict[str, bytes], notes: lis
             last_good.keep(root, path, content.data)
         except OSError as error:
             notes.append(f"{path}: no copy of this good version could be kept: {error.strerror}: {error.filename}")
-    return PolicyFile(path, "in-force", (), parsed.tables, content.data, is_mask=content.is_mask)
+    return PolicyFile(path, "mask" if content.is_mask else "in-force", (), parsed.tables, content.data)
 
 
 def _unfinished(root: Root, path: str, known: dict[str, bytes]) -> PolicyFile | None:
@@ -182,9 +187,7 @@ def _masked(loaded: list[PolicyFile]) -> tuple[PolicyFile, ...]:
         master = ""
         for file in by_name[name]:
             if master:
-                result.append(
-                    PolicyFile(file.path, "masked", file.faults, file.tables, file.good, master, file.is_mask)
-                )
+                result.append(PolicyFile(file.path, "masked", file.faults, file.tables, file.good, master))
                 continue
             result.append(file)
             if file.state != "rejected":

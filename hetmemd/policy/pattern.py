@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 _GLOB = re.compile(r"[*?\[]")
-_NAME_MAX = 255
+_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ def parse(text: str) -> Pattern:
     """`ValueError(message, hint)` where it is no pattern."""
     if not text.startswith("/"):
         raise ValueError("a cgroup is named by its path below the cgroup root, which begins with /", _rooted(text))
+    if mount := _mount(text):
+        hint = f"write {text.removeprefix(mount).rstrip('/') or '/'!r}"
+        raise ValueError(f"a cgroup is named by its path below {mount}, not by its folder", hint)
     if "\0" in text or "\n" in text:
         raise ValueError("no cgroup's name holds a newline or a NUL", "")
     levels = text[1:].split("/") if text != "/" else []
@@ -56,10 +59,17 @@ def parse(text: str) -> Pattern:
 
 
 def _rooted(text: str) -> str:
-    for mount in ("sys/fs/cgroup/unified/", "sys/fs/cgroup/"):
-        if text.startswith(mount):
-            text = text.removeprefix(mount)
-    return f"write {'/' + text!r}" if text else 'for everything write "/"'
+    rooted = "/" + text
+    path = rooted.removeprefix(_mount(rooted)).rstrip("/")
+    return f"write {path!r}" if path else 'for everything write "/"'
+
+
+def _mount(path: str) -> str:
+    """The usual mount of cgroup2 that a path begins with, empty where it begins with none.
+
+    A cgroup could be named so, but nobody means one: taken at its word, such a pattern would match nothing for ever.
+    """
+    return next((mount for mount in _MOUNTS if path == mount or path.startswith(mount + "/")), "")
 
 
 def _level(level: str) -> str:

@@ -132,6 +132,9 @@ def settings_refused(faults: Sequence[object]) -> None:
         event(messages.SETTINGS_REFUSED, logging.ERROR, f"{fault}; the settings from before stay in force", fault=fault)
 
 
+_FILE_STATES = {"in-force": "in force", "mask": "a mask, a link to /dev/null"}
+
+
 def policy_file(view: FileView) -> None:
     """What became of a file that is new or changed."""
     if view.faults:
@@ -139,7 +142,8 @@ def policy_file(view: FileView) -> None:
         for fault in view.faults:
             event(messages.FILE_REJECTED, logging.ERROR, f"{fault}; {held}", policy_file=view.path, fault=fault)
     else:
-        event(messages.FILE_IN_FORCE, logging.INFO, f"{view.path} is {view.state}", policy_file=view.path)
+        state = _FILE_STATES.get(view.state, view.state)
+        event(messages.FILE_IN_FORCE, logging.INFO, f"{view.path} is {state}", policy_file=view.path)
 
 
 def observing(on: bool, why: str) -> None:

@@ -121,7 +121,7 @@ DECLARATIONS = _declare(
         "policy_files",
         "gauge",
         "state",
-        "Policy files: in-force, last-good (broken, its last good version holds), rejected, masked.",
+        "Policy files: in-force, last-good (broken, its last good version holds), rejected, masked, mask.",
     ),
     ("policy_file_faults", "gauge", "file", "Faults of each policy file that is broken."),
     ("reloads_total", "counter", "", "Times that the settings were read again."),
@@ -132,7 +132,7 @@ DECLARATIONS = _declare(
 )
 
 STATES = ("active", "blocked", "conflict", "default")
-FILE_STATES = ("in-force", "last-good", "rejected", "masked")
+FILE_STATES = ("in-force", "last-good", "rejected", "masked", "mask")
 FAILURES: dict[Outcome, tuple[str, ...]] = {
     Outcome.DEFERRED: (
         "changed",

@@ -51,7 +51,8 @@ class FileView:
 
     path: str
     state: str
-    """`in-force`, `last-good` (broken, its last good version holds), `rejected` (never was good), `masked`."""
+    """`in-force`, `last-good` (broken, its last good version holds), `rejected` (never was good), `masked`, or `mask`
+    (a link to /dev/null)."""
     faults: tuple[str, ...]
     """`file:line: message`, each with a hint where there is one."""
 

@@ -63,21 +63,6 @@ def threads(root: Root, cgroup: Cgroup) -> list[Thread]:
     return found
 
 
-def thread_cgroups(root: Root, pid: int) -> dict[int, str]:
-    """The cgroup path of each thread of a process; threads that end meanwhile are left out."""
-    found = {}
-    for tid in procfs.tids(root, pid):
-        try:
-            path = procfs.cgroup_path(root, pid, tid)
-        except OSError as error:
-            if not libc.is_gone(error):
-                raise
-            continue
-        if path is not None:
-            found[tid] = path
-    return found
-
-
 def _leader(root: Root, tid: int) -> int:
     """The thread group of a thread: /proc/TID answers for every thread, though it lists only leaders."""
     data = root.read_bytes(f"/proc/{tid}/status")

@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
 from typing import ClassVar
 
 from hetmemd.kernel import cgroupfs, libc
 from hetmemd.kernel.root import Root
 from hetmemd.watch import inotify
 from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, Hint
-from hetmemd.watch.source import Deliver, Source
+from hetmemd.watch.source import Deliver
 
 _DIRECTORY = inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_MODIFY | inotify.IN_ONLYDIR | inotify.IN_DONT_FOLLOW
 _TASKS = frozenset({"cgroup.procs", "cgroup.threads", "cgroup.events", "cgroup.type"})
@@ -41,14 +42,12 @@ class _Watched:
         self.watches: list[int] = []
 
 
-class CgroupSource(Source):
+class CgroupSource(inotify.InotifySource):
     name: ClassVar[str] = "inotify-cgroup"
 
     def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
-        super().__init__(deliver)
+        super().__init__(loop, deliver)
         self._root = root
-        self._loop = loop
-        self._inotify: inotify.Inotify | None = None
         self._mount = ""
         self._top: _Watched | None = None
         self._by_watch: dict[int, _Watched] = {}
@@ -58,22 +57,16 @@ class CgroupSource(Source):
         """Watch the whole tree as it is. Returns with the source up, or down with a note."""
         try:
             self._mount = self._root.name(cgroupfs.mount_point(self._root))
-            self._inotify = inotify.Inotify()
-            self._loop.add_reader(self._inotify.descriptor, self._readable)
-        except (cgroupfs.NoCgroup2, inotify.Unavailable, OSError) as error:
+        except (cgroupfs.NoCgroup2, OSError) as error:
             self.fail(str(error))
             return
-        self.up, self.note = True, ""
-        self._watch_all()
+        if self.open():
+            self._watch_all()
 
     def close(self) -> None:
-        if self._inotify is not None:
-            self._loop.remove_reader(self._inotify.descriptor)
-            self._inotify.close()
-            self._inotify = None
+        super().close()
         self._by_watch.clear()
         self._top = None
-        self.fail("closed")
 
     def watched(self, path: str) -> int:
         """How many watches there are at and below a cgroup: two for each but the root, which has one."""
@@ -82,24 +75,10 @@ class CgroupSource(Source):
 
     # Events
 
-    def _readable(self) -> None:
-        if self._inotify is None:
-            return
-        try:
-            events = self._inotify.read()
-        except OSError as error:
-            self.close()
-            self.fail(f"reading inotify events: {error}")
-            self.lost()
-            return
+    def take(self, events: Sequence[inotify.Event], overflow: bool) -> None:
         # A dictionary, since a batch repeats itself: the first mention keeps its place.
         hints: dict[Hint, None] = {}
-        overflow = False
         for event in events:
-            if event.mask & inotify.IN_Q_OVERFLOW:
-                overflow = True
-                continue
-            self.events += 1
             self._take(event, hints)
         if overflow:
             self._watch_all()
@@ -175,12 +154,12 @@ class CgroupSource(Source):
                 stack.append(watched.children[name])
 
     def _add(self, watched: _Watched) -> None:
-        if watched.watches or self._inotify is None:
+        if watched.watches or self.inotify is None:
             return
         try:
-            watches = [self._inotify.add(self._mount + watched.path, _DIRECTORY)]
+            watches = [self.inotify.add(self._mount + watched.path, _DIRECTORY)]
             if watched.parent is not None:
-                watches.append(self._inotify.add(f"{self._mount}{watched.path}/cgroup.events", inotify.IN_MODIFY))
+                watches.append(self.inotify.add(f"{self._mount}{watched.path}/cgroup.events", inotify.IN_MODIFY))
         except OSError as error:
             self._failed(watched.path, error)
             return
@@ -199,8 +178,8 @@ class CgroupSource(Source):
             for watch in watched.watches:
                 if self._by_watch.get(watch) is watched:
                     del self._by_watch[watch]
-                if self._inotify is not None:
-                    self._inotify.remove(watch)
+                if self.inotify is not None:
+                    self.inotify.remove(watch)
             watched.watches = []
 
     def _failed(self, path: str, error: OSError) -> None:

@@ -14,6 +14,7 @@ import asyncio
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import ClassVar
 
 from hetmemd import settings
@@ -22,7 +23,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.policy.language import DIRECTORIES
 from hetmemd.watch import inotify
 from hetmemd.watch.hint import FilesHint
-from hetmemd.watch.source import Deliver, Source
+from hetmemd.watch.source import Deliver
 
 FILES = (settings.PATH, settings.OBSERVE_FILE)
 
@@ -39,14 +40,13 @@ Places = dict[str, set[str]]
 _POLICIES = "*.toml"
 
 
-class FilesSource(Source):
+class FilesSource(inotify.InotifySource):
     name: ClassVar[str] = "inotify-files"
+    advice: ClassVar[str] = "; send SIGHUP after a change"
 
     def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
-        super().__init__(deliver)
+        super().__init__(loop, deliver)
         self._root = root
-        self._loop = loop
-        self._inotify: inotify.Inotify | None = None
         self._places: Places = {}
         self._watches: dict[str, int] = {}
         self._directories: dict[int, str] = {}
@@ -57,41 +57,18 @@ class FilesSource(Source):
 
     def start(self) -> None:
         """Watch what there is. Returns with the source up, or down with a note."""
-        try:
-            self._inotify = inotify.Inotify()
-            self._loop.add_reader(self._inotify.descriptor, self._readable)
-        except (inotify.Unavailable, OSError) as error:
-            self.fail(f"{error}; send SIGHUP after a change")
-            return
-        self.up, self.note = True, ""
-        self._walk()
+        if self.open():
+            self._walk()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._inotify is not None:
-            self._loop.remove_reader(self._inotify.descriptor)
-            self._inotify.close()
-            self._inotify = None
-        self.fail("closed")
+        super().close()
 
-    def _readable(self) -> None:
-        if self._inotify is None:
-            return
-        try:
-            events = self._inotify.read()
-        except OSError as error:
-            self.close()
-            self.fail(f"reading inotify events: {error}; send SIGHUP after a change")
-            self.lost()
-            return
-        overflow = moved = False
+    def take(self, events: Sequence[inotify.Event], overflow: bool) -> None:
+        moved = False
         for event in events:
-            if event.mask & inotify.IN_Q_OVERFLOW:
-                overflow = True
-                continue
-            self.events += 1
             if self._concerns(event):
                 if event.mask & inotify.IN_CREATE:
                     self._born.add(f"{self._directories[event.watch]}/{event.name}")
@@ -131,16 +108,16 @@ class FilesSource(Source):
             self.note = ""
             for directory in places:
                 try:
-                    assert self._inotify is not None
+                    assert self.inotify is not None
                     # Also where it is watched already: another directory may stand there by now.
-                    watches[directory] = self._inotify.add(directory, _MASK)
+                    watches[directory] = self.inotify.add(directory, _MASK)
                 except OSError as error:
                     if not libc.is_gone(error) and error.errno != errno.ENOTDIR:
                         self.note = f"{directory} is not watched: {error.strerror}; send SIGHUP after a change"
             stable = places == self._places and watches == self._watches
             for watch in set(self._watches.values()) - set(watches.values()):
-                if self._inotify is not None:
-                    self._inotify.remove(watch)
+                if self.inotify is not None:
+                    self.inotify.remove(watch)
             self._places, self._watches = places, watches
             self._directories = {watch: directory for directory, watch in watches.items()}
             if stable:

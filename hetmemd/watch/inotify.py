@@ -1,4 +1,4 @@
-"""One inotify instance: pyinotify opens it and adds the watches, the events are read here.
+"""One inotify instance, and the source that it is: pyinotify opens it and adds the watches, the events are read here.
 
 pyinotify's own reader decodes names strictly, so that one hostile file name raises and loses the rest of the batch, and
 it blocks where nothing is to be read; its descriptor is neither non-blocking nor close-on-exec. Formats: inotify(7).
@@ -6,13 +6,18 @@ it blocks where nothing is to be read; its descriptor is neither non-blocking no
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
 import struct
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from hetmemd.watch.source import Deliver, Source
 
 IN_MODIFY = 0x2
 IN_ATTRIB = 0x4
@@ -128,3 +133,51 @@ class Inotify:
     def close(self) -> None:
         with suppress(OSError):
             self._manager.close()
+
+
+class InotifySource(Source, ABC):
+    """A source that reads an inotify instance on the loop: a subclass watches what it wants, and takes the batches."""
+
+    advice: ClassVar[str] = ""
+    """What helps while the source is down, after a semicolon."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
+        super().__init__(deliver)
+        self._loop = loop
+        self.inotify: Inotify | None = None
+
+    def open(self) -> bool:
+        """Up, with nothing watched yet; False where it cannot be, with a note."""
+        try:
+            self.inotify = Inotify()
+            self._loop.add_reader(self.inotify.descriptor, self._readable)
+        except (Unavailable, OSError) as error:
+            self.fail(f"{error}{self.advice}")
+            return False
+        self.up, self.note = True, ""
+        return True
+
+    def close(self) -> None:
+        if self.inotify is not None:
+            self._loop.remove_reader(self.inotify.descriptor)
+            self.inotify.close()
+            self.inotify = None
+        self.fail("closed")
+
+    @abstractmethod
+    def take(self, events: Sequence[Event], overflow: bool) -> None:
+        """One batch. With `overflow` some are missing: `lost` is told, once everything is watched again."""
+
+    def _readable(self) -> None:
+        if self.inotify is None:
+            return
+        try:
+            events = self.inotify.read()
+        except OSError as error:
+            self.close()
+            self.fail(f"reading inotify events: {error}{self.advice}")
+            self.lost()
+            return
+        told = [event for event in events if not event.mask & IN_Q_OVERFLOW]
+        self.events += len(told)
+        self.take(told, overflow=len(told) < len(events))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.machine.eyes.harness import OwnCgroup
 from tests.machine.remote_target import Acting, build
 
 
@@ -21,3 +23,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def acting() -> Iterator[Acting]:
     with Acting() as acting:
         yield acting
+
+
+@pytest.fixture
+def own() -> Iterator[OwnCgroup]:
+    """A cgroup for one test; what still runs in it is ended."""
+    cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
+    yield cgroup
+    cgroup.remove()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,6 @@ from hetmemd.tasks.tree import Cgroup, CgroupTree
 from tests.machine.eyes.harness import IDLE, ROOT, OwnCgroup, build, move, number, running
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def own() -> Iterator[OwnCgroup]:
-    cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
-    yield cgroup
-    cgroup.remove()
 
 
 def the(path: str) -> Cgroup:
@@ -64,7 +55,6 @@ def test_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
         assert scan.processes(ROOT, the(path)) == []
         assert scan.threads(ROOT, the(own.path)) == [Thread(process.pid, process.pid)]
         assert scan.threads(ROOT, the(path)) == [Thread(process.pid, tid)]
-        assert scan.thread_cgroups(ROOT, process.pid) == {process.pid: own.path, tid: path}
         # And the other way round: the leader sits in the threaded cgroup.
         move(process.pid, path, "cgroup.threads")
         move(tid, own.path, "cgroup.threads")

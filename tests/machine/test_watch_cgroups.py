@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,6 @@ from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, Hint, LostHin
 from tests.machine.eyes.harness import IDLE, ROOT, OwnCgroup, Seen, build, move, number, running
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def own() -> Iterator[OwnCgroup]:
-    cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
-    yield cgroup
-    cgroup.remove()
 
 
 def watch(seen: Seen) -> CgroupSource:

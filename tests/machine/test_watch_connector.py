@@ -7,8 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,13 +20,6 @@ from hetmemd.watch.hint import Hint, LostHint, TaskHint
 from tests.machine.eyes.harness import DEADLINE, IDLE, ROOT, OwnCgroup, Seen, build, move, number, running
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def own() -> Iterator[OwnCgroup]:
-    cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
-    yield cgroup
-    cgroup.remove()
 
 
 @asynccontextmanager

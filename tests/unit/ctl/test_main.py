@@ -117,6 +117,19 @@ def test_explain_what_is_not_known(service: str) -> None:
         assert said in shown.stderr
 
 
+def test_explain_offline_has_that_machines_defaults(tmp_path: Path) -> None:
+    def told() -> Any:
+        return json.loads(hetmemctl("explain", "/a", "--json", "--root", str(tmp_path)).stdout)
+
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/hetmemd.toml").write_text("[defaults]\ntolerance = 0.25\n")
+    assert told()["handling"]["tolerance"] == 0.25
+    (tmp_path / "etc/hetmemd.toml").write_text("[defaults]\ntolerence = 0.25\n")
+    found = told()
+    assert found["handling"]["tolerance"] == 0.02
+    assert any("/etc/hetmemd.toml:2" in note for note in found["notes"])
+
+
 def test_no_service(tmp_path: Path) -> None:
     for words in (["status"], ["explain", "/a"], ["explain", "1"]):
         shown = hetmemctl(*words, "--socket", str(tmp_path / "nothing"))

@@ -88,7 +88,7 @@ def test_an_empty_file_and_a_mask_of_nothing(top: Path) -> None:
     (top / f"{ETC}/60.toml".lstrip("/")).symlink_to("/dev/null")
     assert said(top) == [
         f"{ETC}/50.toml:1: warning: says nothing (a policy begins with [[policy]])",
-        f"{ETC}/60.toml:1: warning: masks no file of a weaker directory (F1)",
+        f"{ETC}/60.toml:1: warning: is a mask, a link to /dev/null, and masks no file of a weaker directory (F1)",
     ]
 
 

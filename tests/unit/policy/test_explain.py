@@ -9,6 +9,7 @@ import pytest
 
 from hetmemd.kernel.root import Root
 from hetmemd.policy import explain
+from hetmemd.policy.effective import Handling
 from tests.unit.machine.sysfs import DRAM_AND_CXL, FakeNode, build
 from tests.unit.policy.given import TWO_SOCKETS, policy, resolved, write
 
@@ -98,14 +99,10 @@ def test_offline_finds_the_mount_in_mountinfo(tmp_path: Path) -> None:
     assert explain.offline(root, "/a")["effective"]["nodes"] == [1]
 
 
-def test_offline_takes_the_machines_own_defaults(tmp_path: Path) -> None:
+def test_offline_takes_the_defaults_that_it_is_given(tmp_path: Path) -> None:
     root = collected(tmp_path)
-    write(tmp_path / "etc/hetmemd.toml", "[defaults]\ntolerance = 0.25\n")
-    assert explain.offline(root, "/a")["handling"]["tolerance"] == 0.25
-    write(tmp_path / "etc/hetmemd.toml", "[defaults]\ntolerence = 0.25\n")
-    found = explain.offline(root, "/a")
-    assert found["handling"]["tolerance"] == 0.02
-    assert any("/etc/hetmemd.toml:2" in note for note in found["notes"])
+    assert explain.offline(root, "/a", Handling(tolerance=0.25))["handling"]["tolerance"] == 0.25
+    assert explain.offline(root, "/a")["handling"]["tolerance"] == 0.02
 
 
 def test_offline_says_which_files_are_broken(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_F1_a_link_to_dev_null_masks_away(tmp_path: Path, link: str) -> None:
     (etc / "50.toml").symlink_to(link)
     library = load(Root(tmp_path), keep=True)
     assert library.tables == ()
-    assert states(library) == {f"{ETC}/50.toml": "in-force", f"{USR}/50.toml": "masked"}
-    assert library.files[0].is_mask
+    assert states(library) == {f"{ETC}/50.toml": "mask", f"{USR}/50.toml": "masked"}
+    assert [by for _, by in library.masked_tables] == [f"{ETC}/50.toml, a link to /dev/null"]
 
 
 def test_F1_order_is_by_name_alone(tmp_path: Path) -> None:

@@ -57,12 +57,34 @@ def test_patterns(text: str, matching: list[str], other: list[str]) -> None:
         ("/a[b/c]", "never closed"),
         ("/[z-a]", "backwards"),
         ("/a\nb", "newline"),
+        ("/sys/fs/cgroup/a", "not by its folder"),
+        ("/sys/fs/cgroup", "not by its folder"),
     ],
 )
 def test_what_is_no_pattern(text: str, says: str) -> None:
     with pytest.raises(ValueError) as caught:
         pattern.parse(text)
     assert says in caught.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a/b", "write '/a/b'"),
+        ("sys/fs/cgroup/a", "write '/a'"),
+        ("/sys/fs/cgroup/a/*", "write '/a/*'"),
+        ("/sys/fs/cgroup/unified/a", "write '/a'"),
+        ("/sys/fs/cgroup/", "write '/'"),
+        ("/sys/fs/cgroups", ""),
+    ],
+)
+def test_a_cgroup_named_by_its_folder_is_told_its_path(text: str, hint: str) -> None:
+    if hint:
+        with pytest.raises(ValueError) as caught:
+            pattern.parse(text)
+        assert caught.value.args[1] == hint
+    else:
+        assert pattern.parse(text).text == text
 
 
 def test_M1_the_strongest_directory_wins_over_the_most_specific_pattern() -> None:

@@ -118,12 +118,13 @@ def test_the_other_records_say_what_they_are_about(caplog: pytest.LogCaptureFixt
     journal.stopped(3)
     journal.reloaded()
     journal.settings_refused(["/etc/hetmemd.toml:1: no"])
-    journal.policy_file(FileView("/a.toml", "in-force", ()))
+    journal.policy_file(FileView("/a.toml", "mask", ()))
     journal.observing(True, "/run/hetmemd/observe")
     journal.limitation("no weighted interleave")
     journal.events_lost("proc-connector")
     ids = [record.__dict__["MESSAGE_ID"] for record in caplog.records]
     assert len(set(ids)) == len(ids) == 8
+    assert "/a.toml is a mask, a link to /dev/null" in [record.getMessage() for record in caplog.records]
     assert set(ids) <= set(IDS.values())
 
 

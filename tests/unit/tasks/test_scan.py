@@ -87,10 +87,3 @@ def test_a_right_that_is_missing_is_not_hidden(tmp_path: Path) -> None:
     root.path("/sys/fs/cgroup/a/cgroup.procs").mkdir()
     with pytest.raises(OSError, match=r"cgroup\.procs"):
         scan.processes(root, the(root, "/a"))
-
-
-def test_cgroups_of_threads(tmp_path: Path) -> None:
-    root = machine(tmp_path)
-    task(root, 7, 71, path="/a")
-    (root.path("/proc/7/task/71") / "cgroup").write_text("4:memory:/x\n0::/a/b\n")
-    assert scan.thread_cgroups(root, 7) == {7: "/a", 71: "/a/b"}
