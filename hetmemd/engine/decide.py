@@ -34,12 +34,19 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the ledger knows of one thread."""
+    """What the ledger knows of one thread or region."""
 
     issued: Mempolicy
     replaced: Mempolicy = DEFAULT
+    """What it had before, and gets back (T3)."""
     earlier: Mempolicy | None = None
     """What was issued before, while it is not known whether the newer value arrived."""
+    arrived: bool = False
+    """The kernel has shown `issued`: whatever else is found from then on was set by somebody else."""
+    strikes: int = 0
+    """How often that was answered by issuing it again (T4)."""
+    at: float = 0.0
+    """When it was issued last, seconds of CLOCK_BOOTTIME; 0 where that is not known."""
 
 
 _KEEPS_ITS_MASK = (Mode.PREFERRED, Mode.PREFERRED_MANY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 from hetmemd.engine.decide import Mark
 from hetmemd.kernel import mempolicy
@@ -17,11 +18,39 @@ from hetmemd.kernel.root import Root
 
 PATH = "/run/hetmemd/ledger.sqlite"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_FORMAT = 2
+FORMAT = 3
+"""Raised with every change of the tables. An older format of the same boot is taken over: an upgrade loses nothing."""
+
+_ROW = "issued TEXT NOT NULL, replaced TEXT NOT NULL, earlier TEXT"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS issued (policy TEXT PRIMARY KEY)",
+    # Of a thread: tid, and 0 for low and high. Of a region: 0 for tid, and its addresses, [low, high).
+    "CREATE TABLE IF NOT EXISTS mark (pid INTEGER, start INTEGER, tid INTEGER, low INTEGER, high INTEGER,"
+    f" {_ROW}, arrived INTEGER NOT NULL, strikes INTEGER NOT NULL, at REAL NOT NULL,"
+    " PRIMARY KEY (pid, start, tid, low, high)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS tried (policy TEXT PRIMARY KEY)",
+)
+_NAMES = ("issued", "mark", "tried")
+_FROM_2 = (
+    "ALTER TABLE mark RENAME TO mark_2",
+    *_TABLES,
+    "INSERT INTO mark SELECT pid, start, tid, 0, 0, issued, replaced, earlier, 0, 0, 0 FROM mark_2",
+    "DROP TABLE mark_2",
+)
+
+
+class Span(NamedTuple):
+    """Addresses of a region, bytes: from `start` up to, and without, `end`."""
+
+    start: int
+    end: int
+
+
+Subject = TypeVar("Subject", int, Span)
 
 
 class Ledger:
-    """Marks by (process, thread), and the set of values issued since boot."""
+    """Marks by process and thread or region, the values issued since boot, and the policies that were tried."""
 
     def __init__(self, root: Root) -> None:
         """`OSError` or `sqlite3.Error` where /run/hetmemd cannot be written, or somebody else holds the file locked.
@@ -44,78 +73,128 @@ class Ledger:
         self.issued: set[Mempolicy] = {
             mempolicy.parse(text) for (text,) in self._db.execute("SELECT policy FROM issued")
         }
-        self._marks: dict[ProcessId, dict[int, Mark]] = {}
-        for pid, start, tid, *policies in self._db.execute(
-            "SELECT pid, start, tid, issued, replaced, earlier FROM mark"
+        self.tried: set[str] = {key for (key,) in self._db.execute("SELECT policy FROM tried")}
+        """Policies that were given to some tasks without harm, by a key of the caller's."""
+        self._threads: dict[ProcessId, dict[int, Mark]] = {}
+        self._regions: dict[ProcessId, dict[Span, Mark]] = {}
+        for pid, start, tid, low, high, issued, replaced, earlier, arrived, strikes, at in self._db.execute(
+            "SELECT pid, start, tid, low, high, issued, replaced, earlier, arrived, strikes, at FROM mark"
         ):
-            issued, replaced, earlier = (_parsed(text) for text in policies)
-            if issued is not None and replaced is not None:
-                self._marks.setdefault(ProcessId(pid, start), {})[tid] = Mark(issued, replaced, earlier)
+            asked, had, before = _parsed(issued), _parsed(replaced), _parsed(earlier)
+            if asked is not None and had is not None:
+                mark = Mark(asked, had, before, bool(arrived), strikes, at)
+                process = ProcessId(pid, start)
+                if tid:
+                    self._threads.setdefault(process, {})[tid] = mark
+                else:
+                    self._regions.setdefault(process, {})[Span(low, high)] = mark
 
     def _open(self, path: str, boot: str) -> None:
         # Explicit transactions. /run is memory: a sync buys nothing, and a crash of the machine empties it anyway.
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        with_this_boot = {"boot": boot, "format": str(_FORMAT)}
-        if meta and meta != with_this_boot:
-            self._db.execute("DROP TABLE IF EXISTS issued")
-            self._db.execute("DROP TABLE IF EXISTS mark")
-        self._db.execute("CREATE TABLE IF NOT EXISTS issued (policy TEXT PRIMARY KEY)")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS mark (pid INTEGER, start INTEGER, tid INTEGER, issued TEXT NOT NULL,"
-            " replaced TEXT NOT NULL, earlier TEXT, PRIMARY KEY (pid, start, tid))"
-        )
+        with_this_boot = {"boot": boot, "format": str(FORMAT)}
+        if meta == {**with_this_boot, "format": "2"}:
+            steps: tuple[str, ...] = _FROM_2
+        elif meta and meta != with_this_boot:
+            if meta.get("boot") == boot:
+                self.lost = f"{path}: format {meta.get('format')} of another release"
+            steps = (*(f"DROP TABLE IF EXISTS {name}" for name in _NAMES), *_TABLES)
+        else:
+            steps = _TABLES
+        for step in steps:
+            self._db.execute(step)
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", with_this_boot.items())
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
 
+    # -- asking
+
     def marks(self, process: ProcessId) -> Mapping[int, Mark]:
-        """By thread id."""
-        return self._marks.get(process, {})
+        """Of its threads, by thread id."""
+        return self._threads.get(process, {})
+
+    def regions(self, process: ProcessId) -> Mapping[Span, Mark]:
+        """Of its address space; an exec ends them without a word."""
+        return self._regions.get(process, {})
 
     def processes(self) -> set[ProcessId]:
-        return set(self._marks)
+        return {*self._threads, *self._regions}
+
+    # -- writing
 
     def will_issue(self, policy: Mempolicy) -> None:
-        """Before an act: from here on a thread that is found with this value may be ours."""
+        """Before an act: from here on a thread or region that is found with this value may be ours."""
         if policy != mempolicy.DEFAULT and policy not in self.issued:
             self._db.execute("INSERT OR IGNORE INTO issued VALUES (?)", (str(policy),))
             self.issued |= {policy}
 
     def set_marks(self, process: ProcessId, marks: Mapping[int, Mark | None]) -> None:
-        """After an act, by thread: a mark, or None for a thread that carries nothing of ours any more."""
+        """Before and after an act, by thread: a mark, or None for one that carries nothing of ours any more."""
+        self._set(self._threads, process, marks, {tid: (tid, 0, 0) for tid in marks})
+
+    def set_regions(self, process: ProcessId, marks: Mapping[Span, Mark | None]) -> None:
+        """The same of regions. One that is split or grows is another span: the old one is taken away by None."""
+        self._set(self._regions, process, marks, {span: (0, *span) for span in marks})
+
+    def _set(
+        self,
+        held: dict[ProcessId, dict[Subject, Mark]],
+        process: ProcessId,
+        marks: Mapping[Subject, Mark | None],
+        columns: Mapping[Subject, tuple[int, int, int]],
+    ) -> None:
         if not marks:
             return
-        held = self._marks.setdefault(process, {})
-        for tid, mark in marks.items():
+        mine = held.setdefault(process, {})
+        for subject, mark in marks.items():
             if mark is None:
-                held.pop(tid, None)
+                mine.pop(subject, None)
             else:
-                held[tid] = mark
-        if not held:
-            del self._marks[process]
-        gone = [(process.pid, process.start, tid) for tid, mark in marks.items() if mark is None]
+                mine[subject] = mark
+        if not mine:
+            del held[process]
+        gone = [(*process, *columns[each]) for each, mark in marks.items() if mark is None]
         kept = [
-            (process.pid, process.start, tid, str(mark.issued), str(mark.replaced), mark.earlier and str(mark.earlier))
-            for tid, mark in marks.items()
+            (
+                *process,
+                *columns[each],
+                str(mark.issued),
+                str(mark.replaced),
+                mark.earlier and str(mark.earlier),
+                mark.arrived,
+                mark.strikes,
+                mark.at,
+            )
+            for each, mark in marks.items()
             if mark is not None
         ]
         self._db.execute("BEGIN")
-        self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ? AND tid = ?", gone)
-        self._db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?)", kept)
+        self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ? AND tid = ? AND low = ? AND high = ?", gone)
+        self._db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
         self._db.execute("COMMIT")
 
     def forget(self, processes: Iterable[ProcessId]) -> None:
         """Processes that ended."""
-        ended = [process for process in processes if self._marks.pop(process, None) is not None]
+        wanted = set(processes)
+        ended = [process for process in wanted if self._threads.pop(process, None) is not None]
+        ended += [process for process in wanted if self._regions.pop(process, None) is not None]
         if ended:
             self._db.execute("BEGIN")
             self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ?", ended)
             self._db.execute("COMMIT")
+
+    def was_tried(self, policy: str) -> None:
+        """The policy with this key did no harm to the tasks that had it first."""
+        if policy not in self.tried:
+            self._db.execute("INSERT OR IGNORE INTO tried VALUES (?)", (policy,))
+            self.tried.add(policy)
 
 
 def _parsed(text: str | None) -> Mempolicy | None:
