@@ -224,14 +224,20 @@ class Actor:
         return result
 
     def _seize(self, target: Target, tid: int) -> None:
-        try:
-            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-        except OSError as error:
-            if error.errno == errno.ESRCH:
-                raise gone() from None
-            if error.errno == errno.EPERM:
-                raise _why_not(target, tid) from None
-            raise
+        for is_last in (False, True):
+            try:
+                ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+                return
+            except OSError as error:
+                if error.errno == errno.ESRCH:
+                    raise gone() from None
+                if error.errno != errno.EPERM:
+                    raise
+            why = _why_not(target, tid)
+            # No reason to be seen: what forbade it may be over. Of a process that another thread executes a program
+            # in, the leader is dead for a moment, and then that thread has its id.
+            if is_last or why.reason != "permission":
+                raise why
 
     def _plan(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> _Plan:
         """All that can be done without the thread's registers, so that it is held for less."""
