@@ -29,13 +29,16 @@ _ATTEMPTS_AT_ONCE = 8
 _BREATH = 0.001
 """Seconds for the thread to work off signals that were sent faster than it was let go for them."""
 
+STOP_NS = 1_000_000
+"""No further call is begun in a stop that has lasted for this long."""
+
 _SYS_SECCOMP = 1  # si_code of SIGSYS, include/uapi/asm-generic/siginfo.h
 _SYS_USER_DISPATCH = 2
 
 
 class Done(NamedTuple):
     results: list[int]
-    """Of each call made, the last one negative (-errno) if it failed: the calls after it were not made."""
+    """Of each call made, -errno where it failed: of all calls, or as many as `STOP_NS` or a signal allowed."""
     pause_ns: int
 
 
@@ -78,16 +81,22 @@ class Actor:
         *,
         is_confined: bool = False,
     ) -> Done:
-        """Have thread `tid` make the calls, in one stop. None at all: only sweep. Raises `Declined`.
+        """Have thread `tid` make the calls, in one stop: one of them at least. None at all: only sweep.
+
+        Raises `Declined`.
 
         `blocked` are the syscall and pc at which it will most likely be found. `is_confined`: it has a seccomp filter,
         and what it is about to call is compared with what was asked for, before it is let through: another thread of a
         hostile process could have rewritten the stub.
         """
+        results: list[int] = []
         for attempt in range(ATTEMPTS):
+            begin = time.perf_counter_ns()
             try:
-                return self._act_once(target, tid, calls, data, None if is_confined else blocked, is_confined)
+                return self._act_once(target, tid, calls, data, None if is_confined else blocked, is_confined, results)
             except _Again:
+                if results:
+                    return Done(results, time.perf_counter_ns() - begin)
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
                     time.sleep(_BREATH)
             except ChildProcessError:
@@ -108,7 +117,9 @@ class Actor:
         data: bytes,
         blocked: tuple[int, int] | None,
         is_confined: bool,
+        results: list[int],
     ) -> Done:
+        """`results` are filled in one by one."""
         plan = self._plan(target, tid, calls, data)
         self._course.prepare(tid, target.memory, plan.slot)
         is_foreseen = self._foresee(target, plan, blocked)
@@ -150,14 +161,13 @@ class Actor:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
         if len(plan.calls) == 1 and plan.slot and not is_confined:
-            results = [self._call_and_release(held, plan.slot, plan.calls[0])]
+            results.append(self._call_and_release(held, plan.slot, plan.calls[0]))
         else:
-            results = []
             ptrace.set_options(tid, self._options)
             for changes in plan.calls:
                 held.enter(changes)
                 results.append(_finish(held, asked=changes))
-                if results[-1] < 0:
+                if time.perf_counter_ns() - begin > STOP_NS:
                     break
             held.release()
         return Done(results, time.perf_counter_ns() - begin)

@@ -18,8 +18,9 @@ from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
-from hetmemd.remote import wire
+from hetmemd.remote import regions, wire
 from hetmemd.remote.board import Board
+from hetmemd.remote.regions import RegionCall, RegionsResult
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Call, Request
 
@@ -97,13 +98,11 @@ class Tracer:
         results: dict[int, ThreadResult] = {}
         for _ in range(ROUNDS):
             try:
-                if procfs.identify(self._root, process.pid) != process:
-                    break
-                listed = procfs.tids(self._root, process.pid)
+                listed = self._listed(process)
             except OSError as error:
-                if libc.is_gone(error):
-                    break
                 return [ThreadResult(process.pid, Outcome.REFUSED, "permission", error.errno or 0)]
+            if not listed:
+                break
             # A thread that executes another program takes the id of its process, whoever had that before.
             again = {process.pid} if any(result.outcome is Outcome.GONE for result in results.values()) else set()
             new = [tid for tid in listed if tid not in results or tid in again]
@@ -116,6 +115,62 @@ class Tracer:
             if all(_was_right(result) for result in latest.values()):
                 break
         return list(results.values()) or [ThreadResult(process.pid, Outcome.GONE, "exited")]
+
+    async def bind(
+        self, process: ProcessId, requests: Sequence[RegionCall], tids: Sequence[int] | None = None
+    ) -> RegionsResult:
+        """Have any one thread, or the first possible one of these, make all these calls, one after the other.
+
+        A call that fails does not keep the next from being made. A thread is held for about a millisecond at a time,
+        and is then left alone for as long as it was held. Never raises for the target's sake.
+        """
+        errnos: list[int] = []
+        pauses: list[int] = []
+        while len(errnos) < len(requests):
+            try:
+                candidates = self._listed(process) if tids is None else tids
+            except OSError as error:
+                held = ThreadResult(process.pid, Outcome.REFUSED, "permission", error.errno or 0)
+            else:
+                held = await self._call_once(process, candidates, *regions.calls(requests[len(errnos) :]))
+            errnos += held.errnos
+            if held.outcome is not Outcome.APPLIED:
+                return RegionsResult(held.outcome, held.reason, held.errno, tuple(errnos), tuple(pauses))
+            pauses.append(held.pause_ns)
+            await asyncio.sleep(held.pause_ns / 1e9)
+        return RegionsResult(Outcome.APPLIED, "", 0, tuple(errnos), tuple(pauses))
+
+    def _listed(self, process: ProcessId) -> list[int]:
+        """Its threads, none where it is gone. `OSError` EACCES or EPERM."""
+        try:
+            if procfs.identify(self._root, process.pid) == process:
+                return procfs.tids(self._root, process.pid)
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+        return []
+
+    async def _call_once(
+        self, process: ProcessId, tids: Sequence[int], calls: tuple[Call, ...], data: bytes
+    ) -> ThreadResult:
+        """The calls in the first of the threads in which they can be made, as many as one stop has time for.
+
+        APPLIED with `errnos`, or why none of the threads made any.
+        """
+        if not libc.SUPPORTED:
+            return ThreadResult(process.pid, Outcome.UNSTEERABLE, "architecture")
+        results: dict[int, ThreadResult] = {}
+        async with self._turn:
+            try:
+                request = Request(process, tuple(tids[:SLICE]), calls, data, policy=None, once=True)
+                await self._ask(request, results)
+            except _Died as died:
+                if died.reason == "timeout":
+                    self._fruitless = 0
+                return ThreadResult(died.acting or process.pid, Outcome.DEFERRED, died.reason)
+        said = sorted(results.values(), key=lambda result: result.outcome is Outcome.GONE)
+        made = [result for result in said if result.outcome is Outcome.APPLIED]
+        return [*made, *said, ThreadResult(process.pid, Outcome.GONE, "exited")][0]
 
     async def _call(
         self,

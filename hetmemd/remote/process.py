@@ -58,7 +58,10 @@ class Tracer:
         try:
             work = _Work(self, self._root, target, request, board)
             for tid in request.tids:
-                board.add(work.thread(tid))
+                result = work.thread(tid)
+                board.add(result)
+                if request.once and (result.outcome is Outcome.APPLIED or work.objection):
+                    break
         finally:
             target.close()
 
@@ -90,7 +93,8 @@ class _Work:
         self._request = request
         self._board = board
         self._is_checked = False
-        self._objection: Declined | None = None
+        self.objection: Declined | None = None
+        """What forbids acting on the process at all, once that was looked at."""
         self._is_threaded = False
 
     def thread(self, tid: int) -> ThreadResult:
@@ -117,13 +121,14 @@ class _Work:
                 is_confined=is_confined,
             )
             pause_ns = done.pause_ns
-            failed = -done.results[-1] if done.results and done.results[-1] < 0 else 0
-            if policy is not None:
-                shown = self._shown(tid)
-                after = shown[0] if shown else None
-            if failed:
+            errnos = tuple(max(0, -result) for result in done.results)
+            if policy is None:
+                return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos)
+            shown = self._shown(tid)
+            after = shown[0] if shown else None
+            if failed := max(errnos, default=0):
                 raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
-            if policy is not None and not (after and self._is(after, tid)):
+            if not (after and self._is(after, tid)):
                 after = self._look_further(tid)
             return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=after, pause_ns=pause_ns)
         except Declined as declined:
@@ -166,8 +171,8 @@ class _Work:
         if not self._is_checked:
             self._check_process(tid)
             self._is_checked = True
-        if self._objection:
-            raise Declined(self._objection.outcome, self._objection.reason, self._objection.errno)
+        if self.objection:
+            raise Declined(self.objection.outcome, self.objection.reason, self.objection.errno)
         if self._is_threaded:
             precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
         blocked = precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
@@ -181,7 +186,7 @@ class _Work:
         except Declined as declined:
             if declined.outcome is Outcome.GONE:
                 raise  # this thread is: others may live
-            self._objection = declined
+            self.objection = declined
 
 
 def _may_suspend_seccomp(root: Root) -> bool:

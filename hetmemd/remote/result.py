@@ -38,3 +38,5 @@ class ThreadResult:
     after: Mempolicy | None = None
     pause_ns: int = 0
     """From the interruption to the detachment; 0 where the thread was never stopped."""
+    errnos: tuple[int, ...] = ()
+    """Where several calls were asked for: of each that was made, in order, 0 if it succeeded."""

@@ -31,7 +31,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Make these calls in each of these threads, all calls in one stop."""
+    """Make these calls in each of these threads, in one stop each."""
 
     process: ProcessId
     tids: tuple[int, ...]
@@ -44,6 +44,8 @@ class Request:
     """What the thread may show before: one that shows another is left alone. Empty: whatever it shows."""
     sweep: bool = False
     """A tracer died in this process: look for what it left even where nothing is to be done."""
+    once: bool = False
+    """Not in each, but in the first of these threads in which they can be made; as many as a stop has time for."""
 
 
 def set_mempolicy(policy: Mempolicy) -> tuple[Call, bytes]:
@@ -64,6 +66,7 @@ def pack_request(request: Request) -> bytes:
             "policy": _text(request.policy),
             "expected": [_text(policy) for policy in request.expected],
             "sweep": request.sweep,
+            "once": request.once,
         }
     ).encode()
 
@@ -78,6 +81,7 @@ def unpack_request(packet: bytes) -> Request:
         policy=_policy(fields["policy"]),
         expected=tuple(mempolicy.parse(text) for text in fields["expected"]),
         sweep=fields["sweep"],
+        once=fields["once"],
     )
 
 
@@ -91,13 +95,15 @@ def pack_result(result: ThreadResult) -> bytes:
             _text(result.before),
             _text(result.after),
             result.pause_ns,
+            result.errnos,
         )
     ).encode()
 
 
 def unpack_result(row: bytes) -> ThreadResult:
-    tid, outcome, reason, errno, before, after, pause_ns = json.loads(row)
-    return ThreadResult(tid, Outcome(outcome), reason, errno, _policy(before), _policy(after), pause_ns)
+    tid, outcome, reason, errno, before, after, pause_ns, errnos = json.loads(row)
+    shown = _policy(before), _policy(after)
+    return ThreadResult(tid, Outcome(outcome), reason, errno, *shown, pause_ns, tuple(errnos))
 
 
 @lru_cache(maxsize=256)

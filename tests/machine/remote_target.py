@@ -17,6 +17,7 @@ from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.client import Tracer
+from hetmemd.remote.regions import RegionCall, RegionsResult
 from hetmemd.remote.result import ThreadResult
 
 ROOT = Root()
@@ -145,6 +146,12 @@ class Acting:
     ) -> list[ThreadResult]:
         identity = process.identity if isinstance(process, Target) else process
         return self._runner.run(self.tracer.apply(identity, policy, tids, expected))
+
+    def bind(
+        self, process: ProcessId | Target, requests: Sequence[RegionCall], tids: Sequence[int] | None = None
+    ) -> RegionsResult:
+        identity = process.identity if isinstance(process, Target) else process
+        return self._runner.run(self.tracer.bind(identity, requests, tids))
 
     def one(
         self, target: Target, policy: Mempolicy, tid: int | None = None, expected: Sequence[Mempolicy] = ()
