@@ -46,7 +46,7 @@ class Span(NamedTuple):
     end: int
 
 
-Subject = TypeVar("Subject", int, Span)
+Subject = TypeVar("Subject")
 
 
 class Ledger:
@@ -160,21 +160,14 @@ class Ledger:
                 mine[subject] = mark
         if not mine:
             del held[process]
-        gone = [(*process, *columns[each]) for each, mark in marks.items() if mark is None]
-        kept = [
-            (
-                *process,
-                *columns[each],
-                str(mark.issued),
-                str(mark.replaced),
-                mark.earlier and str(mark.earlier),
-                mark.arrived,
-                mark.strikes,
-                mark.at,
-            )
-            for each, mark in marks.items()
-            if mark is not None
-        ]
+        gone: list[tuple[int, ...]] = []
+        kept: list[tuple[object, ...]] = []
+        for subject, mark in marks.items():
+            key = (*process, *columns[subject])
+            if mark is None:
+                gone.append(key)
+            else:
+                kept.append((*key, *_row(mark)))
         self._db.execute("BEGIN")
         self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ? AND tid = ? AND low = ? AND high = ?", gone)
         self._db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", kept)
@@ -195,6 +188,11 @@ class Ledger:
         if policy not in self.tried:
             self._db.execute("INSERT OR IGNORE INTO tried VALUES (?)", (policy,))
             self.tried.add(policy)
+
+
+def _row(mark: Mark) -> tuple[object, ...]:
+    earlier = mark.earlier and str(mark.earlier)
+    return (str(mark.issued), str(mark.replaced), earlier, mark.arrived, mark.strikes, mark.at)
 
 
 def _parsed(text: str | None) -> Mempolicy | None:
