@@ -16,6 +16,7 @@ SUPPORTED = platform.machine() == "x86_64"
 """Numbers below are those of arch/x86/entry/syscalls/syscall_64.tbl."""
 
 MOVE_PAGES = 279
+GET_ROBUST_LIST = 274
 KCMP = 312
 
 

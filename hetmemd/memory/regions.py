@@ -1,36 +1,23 @@
-"""The regions of a process: what each one is, whose policy it has, and where its pages are.
-
-Classes are disjoint: `heap` (brk only; malloc's mappings are `anon`), `anon`, `stack` (thread stacks too, where the
-stack pointer can be read), `exec` (code, also generated), `file`, `shm` (memfd, tmpfs, System V, shared anonymous),
-`hugetlb`, and `special` (the kernel's own pages and devices), which is never touched.
-"""
+"""The regions of a process: what each one is (`classes`), whose policy it has, and where its pages are."""
 
 from __future__ import annotations
 
-import bisect
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from hetmemd.kernel import libc, maps, numa_maps, procfs
+from hetmemd.kernel import libc, maps, numa_maps, procfs, robust
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.root import Root
+from hetmemd.memory import classes
+from hetmemd.memory.classes import Segment, Span, Traces
 
-KINDS = ("heap", "anon", "stack", "exec", "file", "shm", "hugetlb", "special")
 ACTED_ON = frozenset({"heap", "anon", "stack", "exec", "file"})
 """What belongs to one process, and so is measured against its policy and moved for it."""
-
-# Names in brackets that stand for ordinary memory; `[vdso]`, `[vvar]`, `[uprobes]`, ... are the kernel's.
-_NAMED = re.compile(r"\[(anon|anon_shmem)[:\]]")
-# Devices and what drivers hand out. PFN-mapped pages are moreover left out of pagemap's walks and counted nowhere in
-# numa_maps, and the kernel moves nothing in VM_IO and VM_PFNMAP regions (vma_migratable()), whatever is asked of it.
-_DEVICES = ("/dev/", "/sys/", "/proc/", "anon_inode:", "socket:", "/dmabuf:", "/drm ", "/i915", "/[")
-_SHARED_OBJECTS = ("/memfd:", "/SYSV", "/dev/shm/", "/dev/zero")
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One VMA."""
+    """One VMA, or a part of one that is of another class than the rest."""
 
     start: int
     end: int
@@ -49,6 +36,13 @@ class Region:
     """A shared mapping (MAP_SHARED)."""
     mapmax: int
     """The most often that any page of it is mapped, by this process and others."""
+    is_part: bool = False
+    """Of a VMA that holds a thread's stack and something else. Whose the pages are is not known until one of the two is
+    bound: all are counted in its largest part."""
+    permissions: str = ""
+    """As maps has them: `rw-p`."""
+    file: tuple[str, int] = ("00:00", 0)
+    """Device and inode: the same for all who map the same object."""
 
     @property
     def size(self) -> int:
@@ -73,60 +67,63 @@ class Region:
         return "bound" if self.is_bound else ""
 
 
-def classify(mapping: maps.Mapping, is_huge: bool, is_tmpfs: bool, has_stack_pointer: bool) -> str:
-    """The class of a region, from its line in maps and what else is known of it."""
-    name = mapping.name
-    is_mapped_file = name.startswith("/") and mapping.inode != 0
-    if is_huge:
-        return "hugetlb"
-    if name == "[heap]":
-        return "heap"
-    if name.startswith("[stack"):
-        return "stack"
-    if name.startswith("[anon_shmem") or name.startswith(_SHARED_OBJECTS) or (is_mapped_file and is_tmpfs):
-        return "shm"
-    if (name.startswith("[") and not _NAMED.match(name)) or name.startswith(_DEVICES):
-        return "special"
-    if "x" in mapping.permissions:
-        return "exec"
-    if is_mapped_file:
-        return "file"
-    return "stack" if has_stack_pointer else "anon"
-
-
-def read(root: Root, pid: int, tid: int | None = None) -> list[Region]:
+def read(root: Root, pid: int, tid: int | None = None, known_stacks: Iterable[Span] = ()) -> list[Region]:
     """Regions in ascending order, read through thread `tid` where the leader is dead. Empty without memory.
 
-    What came or went between the reads of maps and numa_maps is left out: it is there at the next reading.
-    `OSError`: ENOENT or ESRCH gone, EACCES no right (PTRACE_MODE_READ).
+    `known_stacks` are those that an earlier reading found (`stacks_in`). What came or went between the reads of maps
+    and numa_maps is left out: it is there at the next reading. `OSError`: ENOENT or ESRCH gone, EACCES no right
+    (PTRACE_MODE_READ).
     """
     lines = numa_maps.read(root, pid, tid)
     mappings = maps.read(root, pid, tid)
     by_start = {mapping.start: mapping for mapping in mappings}
     tmpfs = _tmpfs_devices(root, pid, tid) if any(each.device.startswith("00:") for each in mappings) else frozenset()
-    stacks = _stacks(root, pid, mappings)
+    stacks = classes.stacks(mappings, _traces(root, pid), known_stacks)
     task_policy = _task_policy(lines, mappings)
-    found = []
+    found: list[Region] = []
     for line in lines:
         mapping = by_start.get(line.start)
         if mapping is None:
             continue
-        unit = line.page_size // 4096 if line.huge else 1
-        found.append(
-            Region(
-                mapping.start,
-                mapping.end,
-                classify(mapping, line.huge, mapping.device in tmpfs, mapping.start in stacks),
-                mapping.name,
-                line.policy,
-                line.policy != task_policy,
-                {node: count * unit for node, count in line.pages.items()},
-                line.page_size if line.huge else 4096,
-                mapping.permissions.endswith("s"),
-                line.mapmax,
-            )
+        kind = classes.classify(
+            mapping, is_huge=line.huge, is_tmpfs=mapping.device in tmpfs, pages=sum(line.pages.values())
         )
+        cut = classes.segments(mapping, kind, stacks)
+        largest = max(cut, key=lambda segment: segment.end - segment.start)
+        for segment in cut:
+            found.append(_region(segment, mapping, line, task_policy, len(cut) > 1, segment is largest))
     return found
+
+
+def _region(
+    segment: Segment,
+    mapping: maps.Mapping,
+    line: numa_maps.Line,
+    task_policy: Mempolicy | None,
+    is_part: bool,
+    has_pages: bool,
+) -> Region:
+    unit = line.page_size // 4096 if line.huge else 1
+    return Region(
+        segment.start,
+        segment.end,
+        segment.kind,
+        mapping.name,
+        line.policy,
+        line.policy != task_policy,
+        {node: count * unit for node, count in line.pages.items()} if has_pages else {},
+        line.page_size if line.huge else 4096,
+        mapping.permissions.endswith("s"),
+        line.mapmax,
+        is_part,
+        mapping.permissions,
+        (mapping.device, mapping.inode),
+    )
+
+
+def stacks_in(found: Iterable[Region]) -> frozenset[Span]:
+    """Threads' stacks among regions, for the next `read`."""
+    return frozenset((region.start, region.end) for region in found if region.kind == "stack" and not region.name)
 
 
 def task_policy(root: Root, pid: int, tid: int | None = None) -> Mempolicy | None:
@@ -158,32 +155,25 @@ def _tmpfs_devices(root: Root, pid: int, tid: int | None) -> frozenset[str]:
     return frozenset(devices)
 
 
-def _stacks(root: Root, pid: int, mappings: list[maps.Mapping]) -> frozenset[int]:
-    """Starts of the anonymous mappings that a thread's stack pointer is in.
-
-    From /proc/PID/task/TID/syscall (proc(5)): only of threads that sleep in the kernel just now, and with the right to
-    trace. Others' stacks count as `anon`.
-    """
-    starts = [mapping.start for mapping in mappings]
-    found = set()
+def _traces(root: Root, pid: int) -> list[Traces]:
+    """What tells the stacks of a process's threads but the leader, whose is `[stack]`."""
     try:
         tids = procfs.tids(root, pid)
     except OSError:
-        return frozenset()
-    for tid in tids:
-        if tid == pid:
-            continue  # the leader's is [stack]
-        try:
-            words = root.read_text(f"/proc/{pid}/task/{tid}/syscall").split()
-        except OSError:
-            continue
-        if len(words) < 3:
-            continue  # `running`
-        pointer = int(words[-2], 16)
-        place = bisect.bisect_right(starts, pointer) - 1
-        if place >= 0 and pointer < mappings[place].end:
-            found.add(mappings[place].start)
-    return frozenset(found)
+        return []
+    return [traces for tid in tids if tid != pid and (traces := _thread_traces(root, pid, tid)) != Traces()]
+
+
+def _thread_traces(root: Root, pid: int, tid: int) -> Traces:
+    """Of one thread; nothing where it is gone, or where the right to look is missing."""
+    try:
+        if root.is_live and libc.SUPPORTED and (block := robust.list_head(tid)) is not None:
+            return Traces(block=block)
+        words = root.read_text(f"/proc/{pid}/task/{tid}/syscall").split()
+    except OSError:
+        return Traces()
+    # proc_pid_syscall(5): `running`, or numbers of which the last two are the stack pointer and the program counter.
+    return Traces(pointer=int(words[-2], 16)) if len(words) > 2 else Traces()
 
 
 def living_thread(root: Root, pid: int) -> int | None:

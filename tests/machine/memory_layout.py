@@ -11,6 +11,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 
 PAGE = 4096
 HUGE = 2 << 20
@@ -67,6 +68,16 @@ def stack(ready: threading.Event) -> None:
     kept_open.wait()
 
 
+def busy() -> None:
+    """A thread that is never found asleep in the kernel, or nearly never."""
+    os.nice(19)
+    local = libc.pthread_self
+    local.restype = ctypes.c_ulong
+    found["busy"] = (int(local()), 8)
+    while True:
+        pass
+
+
 kept_open = threading.Event()
 
 
@@ -79,6 +90,16 @@ def main() -> None:
     add("shared", mmap.mmap(-1, 4 * PAGE), range(4))
     code = mmap.mmap(-1, 4 * PAGE, flags=PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     add("code", code, range(4))
+    memfd = os.memfd_create("layout")
+    os.truncate(memfd, 4 * PAGE)
+    add("memfd", mmap.mmap(memfd, 4 * PAGE), range(4))
+    guard = mmap.mmap(-1, 12 * PAGE, flags=PRIVATE)  # in the middle, or the kernel merges it with other guards
+    found["guard"] = (address(guard) + 4 * PAGE, 4 * PAGE)
+    protected = mmap.mmap(-1, 4 * PAGE, flags=PRIVATE)
+    add("protected", protected, range(4))
+    for name in ("guard", "protected"):
+        assert not libc.mprotect(ctypes.c_void_p(found[name][0]), ctypes.c_size_t(4 * PAGE), 0)
+    kept.append(guard)
     add("private-file", mapped(sys.argv[1], mmap.ACCESS_COPY), range(4))
     add("shared-file", mapped(sys.argv[1], mmap.ACCESS_WRITE), range(4))
     add("tmpfs", mapped(sys.argv[2], mmap.ACCESS_WRITE), range(4))
@@ -99,6 +120,9 @@ def main() -> None:
     ready = threading.Event()
     threading.Thread(target=stack, args=[ready], daemon=True).start()
     ready.wait()
+    threading.Thread(target=busy, daemon=True).start()
+    while "busy" not in found:
+        time.sleep(0.001)
     print(json.dumps(found), flush=True)
     sys.stdin.read()
 

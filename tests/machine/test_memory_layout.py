@@ -73,6 +73,10 @@ def _started(folder: Path) -> Generator[Layout, None, None]:
         ("bound", "anon", "bound"),
         ("whole", "anon", ""),
         ("thread", "stack", ""),
+        ("busy", "stack", ""),
+        ("memfd", "shm", "shm"),
+        ("guard", "guard", "guard"),
+        ("protected", "anon", ""),
     ],
 )
 def test_kinds(layout: Layout, name: str, kind: str, left_out: str) -> None:

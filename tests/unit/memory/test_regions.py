@@ -6,57 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd.kernel import maps
 from hetmemd.kernel.root import Root
 from hetmemd.memory import measure, regions
-
-
-def mapping(name: str, permissions: str = "rw-p", device: str = "fe:00", inode: int = 5) -> maps.Mapping:
-    anonymous = not name.startswith("/")
-    return maps.Mapping(0, 4096, permissions, "00:00" if anonymous else device, 0 if anonymous else inode, name)
-
-
-@pytest.mark.parametrize(
-    ("of", "kind"),
-    [
-        (mapping(""), "anon"),
-        (mapping("[anon:glibc: malloc arena]"), "anon"),
-        (mapping("[heap]"), "heap"),
-        (mapping("[stack]"), "stack"),
-        (mapping("/usr/bin/redis-server", "r-xp"), "exec"),
-        (mapping("/usr/bin/redis-server", "r--p"), "file"),
-        (mapping("/srv/was here (deleted)"), "file"),
-        (mapping("", "rwxp"), "exec"),
-        (mapping("/memfd:jit (deleted)", "r-xs", "00:01"), "shm"),
-        (mapping("/SYSV00000000 (deleted)", "rw-s", "00:01"), "shm"),
-        (mapping("/dev/zero (deleted)", "rw-s", "00:01"), "shm"),
-        (mapping("/dev/shm/x", "rw-s", "00:1a"), "shm"),
-        (mapping("[anon_shmem:name]", "rw-s"), "shm"),
-        (mapping("[vdso]", "r-xp"), "special"),
-        (mapping("[vvar]", "r--p"), "special"),
-        (mapping("[vvar_vclock]", "r--p"), "special"),
-        (mapping("[uprobes]", "--xp"), "special"),
-        (mapping("/dev/dri/renderD128", "rw-s", "00:06"), "special"),
-        (mapping("/sys/devices/pci0000:00/0000:00:02.0/resource0", "rw-s", "00:16"), "special"),
-        (mapping("anon_inode:[perf_event]", "rw-s"), "special"),
-        (mapping("/dmabuf:", "rw-s", "00:0c"), "special"),
-    ],
-)
-def test_classes(of: maps.Mapping, kind: str) -> None:
-    assert regions.classify(of, False, False, False) == kind
-    assert kind in regions.KINDS
-
-
-def test_what_the_line_alone_does_not_say() -> None:
-    assert regions.classify(mapping(""), False, False, True) == "stack"
-    assert regions.classify(mapping("/anon_hugepage (deleted)"), True, False, False) == "hugetlb"
-    assert regions.classify(mapping("/tmp/x", "rw-s", "00:2f"), False, True, False) == "shm"
-
 
 MAPS = """\
 300000-301000 ---p 00000000 00:00 0
 400000-410000 r-xp 00000000 fe:00 10                         /usr/bin/app
 500000-580000 rw-p 00000000 00:00 0                          [heap]
+7efffffff000-7f0000000000 ---p 00000000 00:00 0
 7f0000000000-7f0000200000 rw-p 00000000 00:00 0
 7f0000200000-7f0000400000 rw-p 00000000 00:00 0
 7f0000400000-7f0000410000 r-xp 00000000 fe:00 11                         /usr/lib/libc.so.6
@@ -69,6 +26,7 @@ NUMA_MAPS = """\
 00300000 bind:0
 00400000 interleave=static:0-1 file=/usr/bin/app mapped=10 N0=10 kernelpagesize_kB=4
 00500000 interleave=static:0-1 heap anon=100 dirty=100 N0=60 N1=40 kernelpagesize_kB=4
+7efffffff000 interleave=static:0-1
 7f0000000000 interleave=static:0-1 anon=512 dirty=512 mapmax=2 N1=512 kernelpagesize_kB=4
 7f0000200000 bind:1 anon=5 dirty=5 N1=5 kernelpagesize_kB=4
 7f0000400000 interleave=static:0-1 file=/usr/lib/libc.so.6 mapped=16 mapmax=40 N0=16 kernelpagesize_kB=4
@@ -99,9 +57,10 @@ def root(tmp_path: Path) -> Root:
 def test_regions(root: Root) -> None:
     found = regions.read(root, 7)
     assert [(region.kind, region.left_out, region.pages) for region in found] == [
-        ("anon", "bound", 0),
+        ("guard", "guard", 0),
         ("exec", "", 10),
         ("heap", "", 100),
+        ("guard", "guard", 0),
         ("stack", "", 512),
         ("anon", "bound", 5),
         ("exec", "shared", 16),
@@ -110,7 +69,7 @@ def test_regions(root: Root) -> None:
         ("special", "special", 0),
     ]
     assert found[1].size == 0x10000
-    assert found[7].page_size == 2 << 20
+    assert found[8].page_size == 2 << 20
 
 
 def test_measurement(root: Root) -> None:
