@@ -5,64 +5,21 @@ One memory node is enough to see a policy in force; where pages go is seen in th
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from hetmemd.kernel import cgroupfs, procfs
 from hetmemd.kernel.root import Root
+from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, fresh_path, policy, shown
 
 pytestmark = pytest.mark.root
-
-PATIENCE = 30.0
-INTERLEAVE = "interleave=static:0"
-
-
-def eventually(what: str, done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
-        time.sleep(0.01)
-
-
-class Daemon:
-    """`hetmemd --root` on a folder whose proc and sys are this machine's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("proc", "sys"):
-            (folder / name).symlink_to(f"/{name}")
-        self.files = folder / "etc/hetmemd.d"
-        self.files.mkdir(parents=True)
-        (folder / "etc/hetmemd.toml").write_text('listen = ""\nscan_interval = "5s"\n')
-        self.popen: subprocess.Popen[str] | None = None
-        self.journal = folder / "journal"
-
-    def start(self) -> None:
-        with self.journal.open("a") as journal:
-            said = self.journal.read_text().count(" works: ")
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "hetmemd.service", "--root", str(self.folder)], stderr=journal, text=True
-            )
-        eventually("the daemon works", lambda: self.journal.read_text().count(" works: ") > said)
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        assert self.popen
-        self.popen.send_signal(how)
-        return self.popen.wait(PATIENCE)
-
-    def drop(self, name: str, text: str) -> Path:
-        (self.files / f".{name}").write_text(text)
-        return (self.files / f".{name}").rename(self.files / name)
 
 
 @pytest.fixture
@@ -70,31 +27,14 @@ def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
     daemon = Daemon(tmp_path)
     daemon.start()
     yield daemon
-    assert daemon.popen
-    if daemon.popen.poll() is None:
-        assert daemon.stop() == 0, daemon.journal.read_text()
-    assert "Traceback" not in daemon.journal.read_text()
-
-
-class Group:
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.folder = Path(cgroupfs.directory(Root(), path))
-        self.folder.mkdir()
-
-    def take(self, pid: int) -> None:
-        (self.folder / "cgroup.procs").write_text(str(pid))
+    daemon.end()
 
 
 @pytest.fixture
 def group() -> Generator[Group, None, None]:
-    group = Group(f"/hetmemd-test-{uuid.uuid4().hex[:8]}")
+    group = Group(fresh_path())
     yield group
-    eventually("its tasks are gone", lambda: not cgroupfs.populated(Root(), group.path))
-    for child in sorted(group.folder.rglob("*"), reverse=True):
-        if child.is_dir():
-            child.rmdir()
-    group.folder.rmdir()
+    group.remove()
 
 
 @pytest.fixture
@@ -108,22 +48,11 @@ def task(group: Group) -> Generator[subprocess.Popen[bytes], None, None]:
 Task = subprocess.Popen[bytes]
 
 
-def shown(pid: int, tid: int | None = None) -> str:
-    return str(procfs.thread_policy(Root(), pid, tid or pid))
-
-
-def policy(path: str, mode: str = "interleave", more: str = "") -> str:
-    nodes = "" if mode in ("default", "local") else 'nodes = "all"\n'
-    return f'[[policy]]\ncgroup = "{path}"\nmode = "{mode}"\n{nodes}{more}'
-
-
 def test_T1_T3_a_task_gets_the_policy_of_its_cgroup_and_gives_it_back(daemon: Daemon, group: Group, task: Task) -> None:
     daemon.drop("50-a.toml", policy(group.path))
     group.take(task.pid)
     eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
-    cgroup = procfs.cgroup_path(Root(), os.getpid())
-    assert cgroup is not None
-    (Path(cgroupfs.directory(Root(), cgroup)) / "cgroup.procs").write_text(str(task.pid))
+    group.leave(task.pid)
     eventually("it is given back", lambda: shown(task.pid) == "default")
 
 
