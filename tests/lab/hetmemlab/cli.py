@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from . import emulator, guest, image, kernels, parcel, topology
-from .apt import Apt
+from . import emulator, guest, image, kernels, parcel, sources, store, topology
+from .apt import Apt, MirrorError
 from .say import LabError, say
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -34,6 +34,9 @@ STATUS_LAB_FAILED = 125
 GUEST_ENVIRONMENT = {"PYTHONPATH": "/lab/work:/usr/local/lib/hetmemd"}
 # What a test's behaviour may depend on, handed through to the guest.
 PASSED_ON = ("CI", "HETMEMD_STRICT", "HETMEMD_LAB_STRICT")
+
+
+Parts = tuple[emulator.Emulator, Path, kernels.Boot]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,12 +107,15 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     shape = topology.load(options.topology)
     kernel = kernels.named(options.kernel)
     begun = time.monotonic()
-    machine, root_image = _ready(kernel)
+    emulated, root, boot = _ready(kernel)
+    machine = guest.Machine(emulated, root, boot, shape, append=" ".join(options.append))
     with tempfile.TemporaryDirectory(prefix="hetmemd-lab-") as folder:
         staging = _install(Path(folder), required=options.service)
         job = parcel.pack(
             command=command,
-            environment=GUEST_ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            environment=GUEST_ENVIRONMENT
+            | {"HETMEMD_LAB_GUEST": " ".join([kernel.name, shape.name, *options.append])}
+            | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
             checkout=CHECKOUT,
             extra=options.extra,
             staging=staging,
@@ -121,15 +127,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             if number > 1:
                 say(f"guest died, boot {number} of {BOOTS}")
             begun = time.monotonic()
-            outcome = guest.boot(
-                machine,
-                root_image,
-                shape,
-                job,
-                limit_seconds=options.timeout,
-                sink=_to_stdout,
-                append=" ".join(options.append),
-            )
+            outcome = guest.boot(machine, job, limit_seconds=options.timeout, sink=_to_stdout)
             if options.time:
                 say(
                     f"prepared in {prepared:.1f} s, job begun after {outcome.boot_seconds:.1f} s, "
@@ -141,36 +139,44 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     return _conclude(outcome, options.results)
 
 
-def _ready(kernel: kernels.Kernel) -> tuple[emulator.Emulator, image.Image]:
+def _ready(kernel: kernels.Kernel) -> Parts:
     cache = cache_folder()
     found = _cached(cache, kernel)
     if found is not None:
         return found
     subprocess.run([str(PREPARE)], stdout=sys.stderr, check=True)
-    with image.lock(cache):
+    with store.lock(cache):
         # Another run may have built it meanwhile.
         found = _cached(cache, kernel)
         if found is not None:
             return found
-        apt = Apt(cache / "apt")
         try:
-            apt.update()
-        except LabError as error:
+            return _ensure(cache, kernel)
+        except MirrorError as error:
             found = _cached(cache, kernel, however_old=True)
             if found is None:
                 raise
             say(f"warning: {error}")
             say("warning: going on with what the mirror had at the last look")
             return found
-        return emulator.ensure(cache, apt), image.ensure(cache, kernel, apt)
 
 
-def _cached(
-    cache: Path, kernel: kernels.Kernel, *, however_old: bool = False
-) -> tuple[emulator.Emulator, image.Image] | None:
+def _ensure(cache: Path, kernel: kernels.Kernel) -> Parts:
+    machine = sources.of_machine()
+    apt = Apt(cache / "apt")
+    apt.update(sources.release_lines(machine))
+    of_kernel = apt
+    if kernel.of_newest:
+        of_kernel = Apt(cache / "apt-newest", newest=True)
+        of_kernel.update(sources.newest_lines(machine))
+    return emulator.ensure(cache, apt), image.ensure(cache, apt), kernels.ensure(cache, kernel, of_kernel)
+
+
+def _cached(cache: Path, kernel: kernels.Kernel, *, however_old: bool = False) -> Parts | None:
     machine = emulator.cached(cache, however_old=however_old)
-    root_image = image.cached(cache, kernel, however_old=however_old)
-    return (machine, root_image) if machine is not None and root_image is not None else None
+    root = image.cached(cache, however_old=however_old)
+    boot = kernels.cached(cache, kernel, however_old=however_old)
+    return (machine, root, boot) if machine is not None and root is not None and boot is not None else None
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""The guest's root disk: an MBR with one ext4 partition, made without a loop mount."""
+"""The guest's disks, made without a loop mount: for the root an MBR with one ext4 partition, else ext4 alone."""
 
 from __future__ import annotations
 
@@ -38,14 +38,23 @@ def partition_bytes(tree_bytes: int) -> int:
 
 def write(tree: Path, image: Path) -> None:
     """Make `image`, a sparse disk whose only partition holds a copy of `tree`."""
-    used = int(subprocess.check_output(["du", "-s", "-B1", str(tree)]).split()[0])
-    size = partition_bytes(used)
+    size = partition_bytes(_used(tree))
     offset = FIRST_SECTOR * SECTOR
     with image.open("wb") as file:
         file.truncate(offset + size)
         file.write(master_boot_record(size))
-    options = f"offset={offset},root_owner=0:0"
-    subprocess.run(
-        ["mkfs.ext4", "-q", "-F", "-d", str(tree), "-O", "^has_journal", "-E", options, str(image), f"{size >> 20}M"],
-        check=True,
-    )
+    _make_ext4(tree, image, size, f"offset={offset},")
+
+
+def write_plain(tree: Path, image: Path) -> None:
+    """Make `image`, an ext4 without partitions that holds a copy of `tree`, to be mounted read-only."""
+    _make_ext4(tree, image, partition_bytes(_used(tree)), "")
+
+
+def _used(tree: Path) -> int:
+    return int(subprocess.check_output(["du", "-s", "-B1", str(tree)]).split()[0])
+
+
+def _make_ext4(tree: Path, image: Path, size: int, options: str) -> None:
+    command = ["mkfs.ext4", "-q", "-F", "-d", str(tree), "-O", "^has_journal", "-E", f"{options}root_owner=0:0"]
+    subprocess.run([*command, str(image), f"{size >> 20}M"], stdout=subprocess.DEVNULL, check=True)

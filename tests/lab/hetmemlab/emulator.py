@@ -58,7 +58,8 @@ def cached(cache: Path, *, however_old: bool = False) -> Emulator | None:
 def ensure(cache: Path, apt: Apt) -> Emulator:
     """The newest that Debian has for RELEASE, downloaded if need be. The caller holds the cache's lock."""
     note = cache / "qemu" / "current.json"
-    packages = apt.resolve([PACKAGE], suite=sources.BACKPORTS if apt.backports else None)
+    has_backports = any(sources.BACKPORTS in line for line in apt.sources())
+    packages = apt.resolve([PACKAGE], suite=sources.BACKPORTS if has_backports else None)
     version = next(package.version for package in packages if package.name == PACKAGE)
     parts = [package for package in packages if _belongs(package)]
     name = hashlib.sha256("\n".join(package.file for package in parts).encode()).hexdigest()[:16]

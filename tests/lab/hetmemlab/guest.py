@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import IO
 
 from . import disk
 from .emulator import Emulator
-from .image import Image
+from .kernels import Boot
 from .topology import Topology, qemu_arguments
 
 # From power-on until the job starts takes 4 to 12 s, on a machine with much else to do 40: after this, it is dead.
@@ -102,12 +103,21 @@ def decode(returncode: int, control: Control) -> tuple[End, int, str]:
     return End.DIED, 0, f"QEMU ended with {returncode} and the job's results are not whole"
 
 
-def arguments(
-    emulator: Emulator, image: Image, topology: Topology, *, job: int, out: int, control: int, append: str = ""
-) -> list[str]:
+@dataclass(frozen=True)
+class Machine:
+    """What a guest is made of: the emulator, the root disk, the kernel and its parameters beside APPEND, the nodes."""
+
+    emulator: Emulator
+    root: Path
+    kernel: Boot
+    topology: Topology
+    append: str = ""
+
+
+def arguments(machine: Machine, *, job: int, out: int, control: int) -> list[str]:
     """QEMU's whole command line; job, out and control are descriptors that it inherits.
 
-    `append` goes behind the kernel's usual parameters; of a parameter given twice the kernel takes the last.
+    Of a kernel parameter given twice the last counts, so a machine's own override the usual ones.
     """
 
     def port(name: str, fd: int) -> list[str]:
@@ -119,12 +129,13 @@ def arguments(
         return ["-drive", drive, "-device", f"nvme,drive={serial},serial={serial}"]
 
     return [
-        *emulator.command(),
-        *("-M", "q35,hmat=on,usb=off", "-accel", f"tcg,thread={emulator.threads}", "-cpu", "max"),
-        *qemu_arguments(topology),
+        *machine.emulator.command(),
+        *("-M", "q35,hmat=on,usb=off", "-accel", f"tcg,thread={machine.emulator.threads}", "-cpu", "max"),
+        *qemu_arguments(machine.topology),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(image.vmlinuz), "-append", f"{APPEND} {append}".rstrip()),
-        *nvme("root", str(image.disk), "snapshot=on,cache=unsafe"),
+        *("-kernel", str(machine.kernel.vmlinuz), "-append", f"{APPEND} {machine.append}".rstrip()),
+        *nvme("root", str(machine.root), "snapshot=on,cache=unsafe"),
+        *nvme("modules", str(machine.kernel.modules), "readonly=on"),
         *nvme("job", f"/proc/self/fd/{job}", "readonly=on"),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-device", "virtio-serial-pci"),
         *port("out", out),
@@ -134,26 +145,21 @@ def arguments(
 
 
 def boot(
-    emulator: Emulator,
-    image: Image,
-    topology: Topology,
+    machine: Machine,
     job: IO[bytes],
     *,
     limit_seconds: float,
     sink: Callable[[bytes], None],
-    append: str = "",
     boot_limit_seconds: float = BOOT_SECONDS,
 ) -> Outcome:
     """Boot once and stay until the guest is gone. Whatever is raised here, QEMU does not outlive the call."""
     out_read, out_write = os.pipe()
     control_read, control_write = os.pipe()
-    command = arguments(
-        emulator, image, topology, job=job.fileno(), out=out_write, control=control_write, append=append
-    )
+    command = arguments(machine, job=job.fileno(), out=out_write, control=control_write)
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             command,
-            env=emulator.environment(),
+            env=machine.emulator.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=complaints,

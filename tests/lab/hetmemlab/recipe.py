@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 from . import sources
-from .apt import Apt, Package
-from .kernels import Kernel
+from .apt import Apt
 from .say import LabError
 
 PACKAGES = (
@@ -109,28 +108,9 @@ def bootstrap(root: Path, building: Path, apt: Apt) -> None:
         raise LabError(f"mmdebstrap failed: {log.read_text('utf-8', 'replace')[-2000:]}")
 
 
-def add_kernel(root: Path, building: Path, kernel: Kernel, packages: list[Package], apt: Apt) -> None:
-    """Put the kernel's modules into the tree, and `vmlinuz` and `kernel` (its version) beside it."""
-    # The meta package is only a name; the image that it depends on has the version in its own name.
-    images = [p for p in packages if p.name.startswith("linux-image-") and p.name != kernel.package]
-    if len(images) != 1:
-        raise LabError(f"not one kernel image but {[package.name for package in images]}")
-    version = images[0].name.removeprefix("linux-image-")
-    unpacked = building / "kernel-root"
-    for archive in apt.download(images, building):
-        subprocess.run(["dpkg-deb", "--extract", str(archive), str(unpacked)], check=True)
-        archive.unlink()
-    (unpacked / f"boot/vmlinuz-{version}").rename(building / "vmlinuz")
-    modules = root / "usr/lib/modules"
-    modules.mkdir(exist_ok=True)
-    (unpacked / f"lib/modules/{version}").rename(modules / version)
-    subprocess.run(["depmod", "--basedir", str(root), version], check=True)
-    (building / "kernel").write_text(f"{version}\n", encoding="utf-8")
-    shutil.rmtree(unpacked)
-
-
 def furnish(root: Path) -> None:
     """What makes the tree a guest: its job, and nothing that it does not need at start."""
+    (root / "usr/lib/modules").mkdir(exist_ok=True)
     (root / "etc/hostname").write_text("lab\n", encoding="utf-8")
     (root / "etc/machine-id").write_bytes(b"")
     (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from .say import LabError
 # The guest is this release whatever the machine runs: its kernels and versions are what was measured.
 RELEASE = "bookworm"
 BACKPORTS = f"{RELEASE}-backports"
+# Where newer kernels are, best first. What a mirror does not have is left out.
+NEWEST = ("sid", "trixie-backports")
 DEBIAN_RELEASES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 FOLDER = "etc/apt/sources.list.d"
@@ -65,17 +67,35 @@ def _lines(text: str) -> Iterator[Source]:
             yield Source(words[0], (words[1],), signed_by)
 
 
-def lab_lines(machine: list[Source], *, backports: bool) -> list[str]:
-    """The lab's sources.list: RELEASE with its updates and security fixes from the mirrors that the machine uses."""
+def release_lines(machine: list[Source]) -> list[list[str]]:
+    """Lines of sources.list for RELEASE with its updates and security fixes, from the mirrors that the machine uses.
+
+    Choices, best first: with backports, and without.
+    """
+    main = _main(machine)
     security = [source for source in machine if any(suite.endswith("-security") for suite in source.suites)]
-    main = [source for source in machine if any(suite in DEBIAN_RELEASES for suite in source.suites)]
-    if not main or not security:
+    if not security:
         raise LabError("apt's sources name no Debian mirror with security updates", hint="looked in " + _looked())
-    pairs = [(main[0], suite) for suite in (RELEASE, f"{RELEASE}-updates")]
-    pairs.append((security[0], f"{RELEASE}-security"))
-    if backports:
-        pairs.append((main[0], BACKPORTS))
-    return [f"deb [signed-by={source.signed_by}] {source.uri} {suite} main" for source, suite in pairs]
+    lines = [_line(main, suite) for suite in (RELEASE, f"{RELEASE}-updates")]
+    lines.append(_line(security[0], f"{RELEASE}-security"))
+    return [[*lines, _line(main, BACKPORTS)], lines]
+
+
+def newest_lines(machine: list[Source]) -> list[list[str]]:
+    """Lines for the suites with the newest kernels: all of them, or one alone."""
+    lines = [_line(_main(machine), suite) for suite in NEWEST]
+    return [lines, *([line] for line in lines)]
+
+
+def _main(machine: list[Source]) -> Source:
+    for source in machine:
+        if any(suite in DEBIAN_RELEASES for suite in source.suites):
+            return source
+    raise LabError("apt's sources name no Debian mirror", hint="looked in " + _looked())
+
+
+def _line(source: Source, suite: str) -> str:
+    return f"deb [signed-by={source.signed_by}] {source.uri} {suite} main"
 
 
 def of_machine(root: Path = Path("/")) -> list[Source]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.lab.hetmemlab import guest, topology
 from tests.lab.hetmemlab.emulator import Emulator
 from tests.lab.hetmemlab.guest import Control, End
-from tests.lab.hetmemlab.image import Image
+from tests.lab.hetmemlab.kernels import Boot
 from tests.lab.hetmemlab.parcel import pack
 
 CHECKOUT = Path(__file__).parents[3]
@@ -37,12 +37,14 @@ exec 8> "$out" 9> "$control"
 """
 
 
-def emulator(folder: Path, what: str) -> Emulator:
+def machine(folder: Path, what: str, append: str = "") -> guest.Machine:
     program = folder / "usr/bin/qemu-system-x86_64"
     program.parent.mkdir(parents=True)
     program.write_text(STAND_IN + what)
     program.chmod(0o755)
-    return Emulator(folder, "1:10.0")
+    emulator = Emulator(folder, "1:10.0")
+    kernel = Boot(folder / "vmlinuz", folder / "modules.img", "6.12")
+    return guest.Machine(emulator, folder / "root.img", kernel, topology.load("dram+cxl"), append)
 
 
 def bytes_to(file: io.BytesIO, data: bytes) -> None:
@@ -51,12 +53,9 @@ def bytes_to(file: io.BytesIO, data: bytes) -> None:
 
 def boot(folder: Path, what: str, **limits: float) -> tuple[guest.Outcome, bytes]:
     said = io.BytesIO()
-    image = Image(folder / "root.img", folder / "vmlinuz", "6.12")
     with tempfile.TemporaryFile() as job:
         outcome = guest.boot(
-            emulator(folder, what),
-            image,
-            topology.load("dram+cxl"),
+            machine(folder, what),
             job,
             limit_seconds=limits.get("limit", 60),
             boot_limit_seconds=limits.get("boot", 60),
@@ -66,12 +65,8 @@ def boot(folder: Path, what: str, **limits: float) -> tuple[guest.Outcome, bytes
 
 
 def test_parameters_stand_behind_the_usual_ones(tmp_path: Path) -> None:
-    image = Image(tmp_path / "root.img", tmp_path / "vmlinuz", "6.12")
-    shape = topology.load("dram+cxl")
     for append in ("", "proc_mem.force_override=never loglevel=7"):
-        words = guest.arguments(
-            emulator(tmp_path / append[:1], ""), image, shape, job=3, out=4, control=5, append=append
-        )
+        words = guest.arguments(machine(tmp_path / append[:1], "", append), job=3, out=4, control=5)
         assert words[words.index("-append") + 1] == f"{guest.APPEND} {append}".rstrip()
 
 
@@ -121,17 +116,18 @@ import sys, tempfile
 from pathlib import Path
 from tests.lab.hetmemlab import guest, topology
 from tests.lab.hetmemlab.emulator import Emulator
-from tests.lab.hetmemlab.image import Image
+from tests.lab.hetmemlab.kernels import Boot
 folder = Path(sys.argv[1])
+machine = guest.Machine(Emulator(folder, "1:10.0"), folder, Boot(folder, folder, ""), topology.load("dram+cxl"))
 with tempfile.TemporaryFile() as job:
-    guest.boot(Emulator(folder, "1:10.0"), Image(folder, folder, ""), topology.load("dram+cxl"), job,
+    guest.boot(machine, job,
                limit_seconds=600, sink=lambda data: print(data.decode(), end="", flush=True))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_qemu_does_not_outlive_the_lab(tmp_path: Path, number: signal.Signals) -> None:
-    emulator(tmp_path, "printf 'start 4.2\\n' >&9; echo $$ >&8; exec sleep 1000")
+    machine(tmp_path, "printf 'start 4.2\\n' >&9; echo $$ >&8; exec sleep 1000")
     with subprocess.Popen(
         [sys.executable, "-c", RUNNER, str(tmp_path)], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as runner:
