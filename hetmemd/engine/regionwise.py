@@ -1,0 +1,311 @@
+"""What is to be done about the regions of one process: what should be, compared with what numa_maps shows. Pure.
+
+The counterpart of `decide`, which does this for threads (rules T3, T4, I6, L1, L3). Deciding twice without an act in
+between decides the same; deciding after the act decides nothing more.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from hetmemd.engine.decide import nodes_within, shows
+from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.memory.regions import Region
+from hetmemd.memory.scope import Scope
+from hetmemd.remote.regions import Bind, HomeNode, RegionCall
+
+LOCAL = Mempolicy(Mode.LOCAL)
+ALWAYS = frozenset({"heap", "anon", "stack"})
+"""Classes that are bound without further question."""
+ON_CONDITION = frozenset({"shm", "hugetlb"})
+"""Classes that are bound where somebody looked whether they may be. `exec` and `file` never are: the page cache ignores
+a region's policy; and `guard` and `special` are nobody's memory."""
+TAKES_HOME = (Mode.BIND, Mode.PREFERRED_MANY)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the policy of a cgroup asks of the regions of the processes in it."""
+
+    policy: Mempolicy | None
+    """As it is issued; None where none reaches the process: then what hetmemd bound is undone (L3, T3)."""
+    scope: Scope
+    home_node: int | None = None
+    min_region: int = 0
+    """Bytes of neighbouring regions of one class, below which they are left alone."""
+    overrides: bool = False
+    """`foreign = "override"`."""
+
+    @property
+    def is_regional(self) -> bool:
+        """Whether any region is to have a policy of its own."""
+        return self.policy is not None and (not self.scope.is_all or self.home_node is not None)
+
+    def of(self, kind: str) -> Mempolicy | None:
+        """The policy that a region of this class should have of its own; None for none."""
+        if self.policy is None or kind not in ALWAYS | ON_CONDITION:
+            return None
+        if kind not in self.scope.classes:
+            return None if self.scope.is_inclusive else LOCAL
+        # A home node is a property of a region's policy: the task's has none.
+        if (self.scope.is_inclusive or self.home_node is not None) and self.policy != DEFAULT:
+            return self.policy
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionMark:
+    """What the ledger knows of a range of addresses."""
+
+    start: int
+    end: int
+    issued: Mempolicy
+    replaced: Mempolicy = DEFAULT
+    earlier: Mempolicy | None = None
+    """What was issued before, while it is not known whether the newer value arrived."""
+    home: int | None = None
+    """The home node, which the kernel shows nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A range that is to be bound; DEFAULT takes away what it has."""
+
+    start: int
+    end: int
+    policy: Mempolicy
+    replaced: Mempolicy
+    """What it gets back when the policy goes."""
+    home: int | None = None
+    only_home: bool = False
+    """It has the policy already."""
+
+    @property
+    def calls(self) -> list[RegionCall]:
+        calls: list[RegionCall] = []
+        if not self.only_home:
+            calls.append(Bind(self.start, self.end - self.start, self.policy))
+        if self.home is not None:
+            calls.append(HomeNode(self.start, self.end - self.start, self.home))
+        return calls
+
+
+Range = TypeVar("Range", RegionMark, Change)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One region, and why it is as it is."""
+
+    region: Region
+    wanted: Mempolicy | None
+    """What it should have of its own."""
+    state: str
+    """`bound` (has what it should), `task` (should have none of its own, and has none), `change`, `foreign` (the
+    application's, left alone), `left` (would be bound, but for `reason`)."""
+    reason: str = ""
+    ours: Mempolicy | None = None
+    """What hetmemd issued to it, where what it has of its own is that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regionwise:
+    verdicts: tuple[Verdict, ...]
+    changes: tuple[Change, ...]
+    """Ascending, neighbours joined."""
+
+
+def decide_regions(
+    found: Sequence[Region],
+    asked: Asked,
+    allowed: frozenset[int],
+    marks: Sequence[RegionMark] = (),
+    issued: Collection[Mempolicy] = (),
+    *,
+    is_foreign: bool = False,
+    cleared: Collection[int] = (),
+) -> Regionwise:
+    """Compare regions (ascending) with what is asked.
+
+    `marks` (ascending, disjoint) and `issued` are the ledger's, as for threads: where no mark tells, a value with nodes
+    that was issued since boot is ours (T4). `is_foreign`: a thread carries a policy of the application's own, and so
+    its regions are the application's as well. `cleared` are the starts of regions of shared and huge memory that may be
+    bound. `allowed` as for threads (I6).
+    """
+    ledger = _Marks(marks, issued, allowed)
+    home = asked.home_node if asked.policy and asked.policy.mode in TAKES_HOME else None
+    verdicts: list[Verdict] = []
+    changes: list[Change] = []
+    for region, run in zip(found, _runs(found), strict=True):
+        mark = ledger.mark_of(region.start, region.end)
+        ours = ledger.value_of(region, mark)
+        verdict = _judge(region, run, asked, allowed, ours, is_foreign, cleared)
+        verdicts.append(verdict)
+        if change := _change(verdict, mark, asked, home):
+            changes.append(change)
+    return Regionwise(tuple(verdicts), tuple(_joined(changes)))
+
+
+def _change(verdict: Verdict, mark: RegionMark | None, asked: Asked, home: int | None) -> Change | None:
+    region, wanted = verdict.region, verdict.wanted
+    replaced = mark.replaced if mark else DEFAULT
+    if verdict.reason == "undo":
+        return Change(region.start, region.end, replaced, replaced)
+    its_home = home if wanted is not None and wanted == asked.policy else None
+    if verdict.state == "change":
+        assert wanted is not None
+        if region.is_bound and verdict.ours is None and region.policy is not None:
+            replaced = region.policy
+        return Change(region.start, region.end, wanted, replaced, its_home)
+    if verdict.state == "bound" and verdict.ours is not None and (mark.home if mark else None) != its_home:
+        # Taken away it is by binding anew: there is no call for it.
+        return Change(region.start, region.end, verdict.ours, replaced, its_home, only_home=its_home is not None)
+    return None
+
+
+def _judge(
+    region: Region,
+    run: int,
+    asked: Asked,
+    allowed: frozenset[int],
+    ours: Mempolicy | None,
+    is_foreign: bool,
+    cleared: Collection[int],
+) -> Verdict:
+    wanted = asked.of(region.kind)
+    foreign = region.is_bound and ours is None
+    if region.kind == "special":
+        return Verdict(region, None, "task")
+    if region.kind == "guard" and asked.policy is not None:
+        # It holds nothing; what it has it keeps, as it may be memory again in a moment.
+        return Verdict(region, None, "foreign" if foreign else "task", ours=ours)
+    if wanted is None:
+        if ours is not None:
+            return Verdict(region, None, "change", "undo", ours=ours)
+        return Verdict(region, None, "foreign" if foreign else "task")
+    blocked = wanted.mode.takes_nodes and not nodes_within(wanted, allowed)
+    if blocked:
+        if ours is not None:
+            return Verdict(region, wanted, "change", "undo", ours=ours)
+        return Verdict(region, wanted, "left", "no-allowed-node")
+    if region.policy is not None and shows(region.policy, wanted, allowed):
+        return Verdict(region, wanted, "bound", ours=ours)
+    if (foreign or is_foreign) and not asked.overrides:
+        reason = f"own-{region.policy.mode.word}" if foreign and region.policy else "thread"
+        return Verdict(region, wanted, "foreign", reason, ours=ours)
+    if region.kind in ON_CONDITION and region.start not in cleared:
+        return Verdict(region, wanted, "left", "shared" if region.kind == "shm" else "no-huge-pages", ours=ours)
+    if run < asked.min_region and ours is None:
+        return Verdict(region, wanted, "left", "min_region")
+    return Verdict(region, wanted, "change", ours=ours)
+
+
+class _Marks:
+    """The ledger's word on ranges. What it comes to is worked out once for each pair of policies."""
+
+    def __init__(self, marks: Sequence[RegionMark], issued: Collection[Mempolicy], allowed: frozenset[int]) -> None:
+        self._marks = marks
+        self._starts = [mark.start for mark in marks]
+        self._issued = [value for value in issued if value.mode.takes_nodes]
+        self._allowed = allowed
+        self._known: dict[tuple[Mempolicy, Mempolicy | None, Mempolicy | None], Mempolicy | None] = {}
+
+    def mark_of(self, start: int, end: int) -> RegionMark | None:
+        """The one that covers the most of a range."""
+        best, most = None, 0
+        for place in range(max(bisect.bisect_right(self._starts, start) - 1, 0), len(self._marks)):
+            mark = self._marks[place]
+            if mark.start >= end:
+                break
+            covered = min(mark.end, end) - max(mark.start, start)
+            if covered > most:
+                best, most = mark, covered
+        return best
+
+    def value_of(self, region: Region, mark: RegionMark | None) -> Mempolicy | None:
+        """What was issued to a region, where that is what it has of its own."""
+        if not region.is_bound or region.policy is None or region.policy == DEFAULT:
+            return None
+        key = (region.policy, mark.issued if mark else None, mark.earlier if mark else None)
+        if key not in self._known:
+            values = self._issued if mark is None else [value for value in key[1:] if value is not None]
+            shown = (value for value in values if shows(region.policy, value, self._allowed))
+            self._known[key] = next(shown, None)
+        return self._known[key]
+
+
+def _runs(found: Sequence[Region]) -> list[int]:
+    """Of each region the bytes of all that lie next to each other and are of its class: a heap that grows after it was
+    bound is several regions."""
+    sizes = [0] * len(found)
+    begin = 0
+    for index, region in enumerate(found):
+        following = found[index + 1] if index + 1 < len(found) else None
+        if following is None or following.start != region.end or following.kind != region.kind:
+            total = region.end - found[begin].start
+            sizes[begin : index + 1] = [total] * (index + 1 - begin)
+            begin = index + 1
+    return sizes
+
+
+def _joined(ranges: Sequence[Range]) -> list[Range]:
+    """Neighbours that differ in nothing but their place made one."""
+    joined: list[Range] = []
+    for each in ranges:
+        if joined and joined[-1].end == each.start and replace(joined[-1], start=each.start, end=each.end) == each:
+            joined[-1] = replace(joined[-1], end=each.end)
+        else:
+            joined.append(each)
+    return joined
+
+
+def intended(marks: Sequence[RegionMark], changes: Sequence[Change]) -> tuple[RegionMark, ...]:
+    """The ledger's marks before an act: what is there, and what may be there in a moment. Both ascend."""
+    ledger = _Marks(marks, (), frozenset())
+    kept: list[RegionMark] = []
+    covered: list[tuple[int, int]] = []
+    for change in changes:
+        if change.policy == DEFAULT:
+            continue  # until it is seen to be gone it is still ours
+        mark = ledger.mark_of(change.start, change.end)
+        kept.append(RegionMark(change.start, change.end, change.policy, change.replaced, mark.issued if mark else None))
+        covered.append((change.start, change.end))
+    ends = [end for _, end in covered]
+    for mark in marks:
+        at = mark.start
+        for place in range(bisect.bisect_right(ends, mark.start), len(covered)):
+            start, end = covered[place]
+            if start >= mark.end:
+                break
+            if start > at:
+                kept.append(replace(mark, start=at, end=start))
+            at = end
+        if at < mark.end:
+            kept.append(replace(mark, start=at))
+    return tuple(sorted(kept, key=lambda mark: mark.start))
+
+
+def settled(
+    verdicts: Iterable[Verdict], marks: Sequence[RegionMark], homes: Sequence[tuple[int, int, int]] = ()
+) -> tuple[RegionMark, ...]:
+    """The ledger's marks after the kernel was read again: what is bound and ours, and nothing else.
+
+    `homes` were given since, as (start, end, node), ascending.
+    """
+    ledger = _Marks(marks, (), frozenset())
+    starts = [start for start, _, _ in homes]
+    found: list[RegionMark] = []
+    for verdict in verdicts:
+        region, ours = verdict.region, verdict.ours
+        if ours is None:
+            continue
+        old = ledger.mark_of(region.start, region.end)
+        home = old.home if old else None
+        place = bisect.bisect_right(starts, region.start) - 1
+        if place >= 0 and region.start < homes[place][1]:
+            home = homes[place][2]
+        found.append(RegionMark(region.start, region.end, ours, old.replaced if old else DEFAULT, None, home))
+    return tuple(_joined(found))

@@ -1,0 +1,285 @@
+"""Which mbind calls bring a process's regions from what is to what should be, on a kernel made of a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetmemd.engine.regionwise import (
+    ALWAYS,
+    LOCAL,
+    Asked,
+    Change,
+    RegionMark,
+    Regionwise,
+    decide_regions,
+    intended,
+    settled,
+)
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.memory.classes import KINDS
+from hetmemd.memory.regions import Region
+from hetmemd.memory.scope import CLASSES, Scope, scope
+from hetmemd.remote.regions import Bind, HomeNode
+
+STATIC = Flag.STATIC_NODES
+WEIGHTED = Mempolicy(Mode.WEIGHTED_INTERLEAVE, frozenset({0, 1}), STATIC)
+BIND = Mempolicy(Mode.BIND, frozenset({1}), STATIC)
+THEIRS = Mempolicy(Mode.BIND, frozenset({0}))
+ALLOWED = frozenset({0, 1})
+PAGE = 4096
+ANON = Asked(WEIGHTED, scope(("heap", "anon")))
+ALL_BUT = Asked(WEIGHTED, scope(("all", "!stack", "!exec")))
+NOTHING = Asked(None, scope(("all",)))
+
+
+def region(
+    start: int, end: int, kind: str = "anon", policy: Mempolicy | None = None, task: Mempolicy = DEFAULT
+) -> Region:
+    """In pages."""
+    shown = task if policy is None else policy
+    return Region(start * PAGE, end * PAGE, kind, "", shown, shown != task, {}, PAGE, False, 1)
+
+
+def change(start: int, end: int, policy: Mempolicy, replaced: Mempolicy = DEFAULT, **more: object) -> Change:
+    return Change(start * PAGE, end * PAGE, policy, replaced, **more)  # type: ignore[arg-type]
+
+
+def mark(start: int, end: int, issued: Mempolicy, replaced: Mempolicy = DEFAULT, **more: object) -> RegionMark:
+    return RegionMark(start * PAGE, end * PAGE, issued, replaced, **more)  # type: ignore[arg-type]
+
+
+def states(decision: Regionwise) -> list[tuple[str, str]]:
+    return [(verdict.state, verdict.reason) for verdict in decision.verdicts]
+
+
+def test_the_inclusive_form_binds_its_classes_and_joins_neighbours() -> None:
+    found = [
+        region(0, 4, "exec"),
+        region(10, 20, "heap"),
+        region(20, 25),
+        region(25, 30),
+        region(31, 40),
+        region(40, 50, "stack"),
+        region(50, 60, "guard"),
+        region(60, 70, "shm"),
+        region(70, 80, "special"),
+    ]
+    assert decide_regions(found, ANON, ALLOWED).changes == (change(10, 30, WEIGHTED), change(31, 40, WEIGHTED))
+
+
+def test_the_exclusive_form_keeps_the_classes_that_it_names_local() -> None:
+    found = [
+        region(10, 20, "heap", task=WEIGHTED),
+        region(40, 50, "stack", task=WEIGHTED),
+        region(60, 70, "exec", task=WEIGHTED),
+    ]
+    decision = decide_regions(found, ALL_BUT, ALLOWED)
+    assert decision.changes == (change(40, 50, LOCAL),)
+    assert states(decision) == [("task", ""), ("change", ""), ("task", "")]
+
+
+def test_all_memory_has_the_task_s_policy_and_no_region_its_own() -> None:
+    assert not Asked(WEIGHTED, scope(("all",))).is_regional
+    assert not decide_regions([region(0, 9)], Asked(WEIGHTED, scope(("all",))), ALLOWED).changes
+
+
+def test_T4_a_region_that_the_application_bound_is_left_alone() -> None:
+    found = [region(0, 9, policy=THEIRS), region(9, 20)]
+    decision = decide_regions(found, ANON, ALLOWED)
+    assert states(decision) == [("foreign", "own-bind"), ("change", "")]
+    assert decision.changes == (change(9, 20, WEIGHTED),)
+
+
+def test_T4_the_regions_of_a_thread_with_its_own_policy_are_the_application_s() -> None:
+    decision = decide_regions([region(0, 9, task=THEIRS)], ANON, ALLOWED, is_foreign=True)
+    assert states(decision) == [("foreign", "thread")]
+    assert not decision.changes
+
+
+def test_T4_override_replaces_and_remembers() -> None:
+    asked = replace(ANON, overrides=True)
+    decision = decide_regions([region(0, 9, policy=THEIRS)], asked, ALLOWED, is_foreign=True)
+    assert decision.changes == (change(0, 9, WEIGHTED, THEIRS),)
+    marks = intended((), decision.changes)
+    assert decide_regions([region(0, 9, policy=WEIGHTED)], NOTHING, ALLOWED, marks).changes == (
+        change(0, 9, THEIRS, THEIRS),
+    )
+
+
+def test_T4_without_a_mark_a_value_that_was_issued_since_boot_is_ours() -> None:
+    found = [region(0, 9, policy=WEIGHTED), region(10, 20, policy=LOCAL)]
+    assert decide_regions(found, NOTHING, ALLOWED, (), {WEIGHTED, LOCAL}).changes == (change(0, 9, DEFAULT),)
+    assert not decide_regions(found, NOTHING, ALLOWED, (), set()).changes
+
+
+def test_L3_what_is_bound_is_undone_when_the_policy_goes() -> None:
+    marks = (mark(0, 20, WEIGHTED), mark(30, 40, LOCAL))
+    found = [
+        region(0, 5, policy=WEIGHTED),
+        region(5, 20, "guard", policy=WEIGHTED),
+        region(30, 40, "stack", policy=LOCAL),
+        region(50, 60, policy=THEIRS),
+    ]
+    assert decide_regions(found, NOTHING, ALLOWED, marks).changes == (change(0, 20, DEFAULT), change(30, 40, DEFAULT))
+
+
+def test_what_became_code_or_a_stack_is_unbound() -> None:
+    marks = (mark(0, 20, WEIGHTED),)
+    found = [region(0, 10, "exec", policy=WEIGHTED), region(10, 20, "stack", policy=WEIGHTED)]
+    assert decide_regions(found, ANON, ALLOWED, marks).changes == (change(0, 20, DEFAULT),)
+
+
+def test_I6_a_mask_that_the_cpuset_cuts_to_nothing_is_not_issued_and_taken_back() -> None:
+    asked = Asked(BIND, scope(("anon",)))
+    spread = Mempolicy(Mode.BIND, frozenset({0}), STATIC)
+    found = [region(0, 9), region(10, 20, policy=spread)]
+    decision = decide_regions(found, asked, frozenset({0}), (mark(10, 20, BIND),))
+    assert states(decision) == [("left", "no-allowed-node"), ("change", "undo")]
+    assert decision.changes == (change(10, 20, DEFAULT),)
+
+
+def test_min_region_counts_neighbours_of_one_class_together() -> None:
+    asked = replace(ANON, min_region=10 * PAGE)
+    found = [region(0, 9, "heap"), region(9, 11, "heap"), region(11, 15), region(20, 22)]
+    assert decide_regions(found, asked, ALLOWED).changes == (change(0, 11, WEIGHTED),)
+    # What is bound already stays so when it shrinks.
+    small = [region(0, 2, policy=WEIGHTED)]
+    assert states(decide_regions(small, asked, ALLOWED, (mark(0, 9, WEIGHTED),))) == [("bound", "")]
+
+
+def test_shared_and_huge_memory_only_where_somebody_looked() -> None:
+    asked = Asked(WEIGHTED, scope(("shm", "hugetlb", "exec", "file")))
+    found = [region(0, 9, "shm"), region(10, 20, "hugetlb"), region(20, 30, "exec"), region(30, 40, "file")]
+    assert states(decide_regions(found, asked, ALLOWED)) == [
+        ("left", "shared"),
+        ("left", "no-huge-pages"),
+        ("task", ""),
+        ("task", ""),
+    ]
+    assert decide_regions(found, asked, ALLOWED, cleared={0}).changes == (change(0, 9, WEIGHTED),)
+
+
+def test_a_home_node_is_a_call_of_its_own() -> None:
+    asked = Asked(BIND, scope(("all",)), home_node=0)
+    (first,) = decide_regions([region(0, 9, task=BIND)], asked, ALLOWED).changes or (None,)
+    assert first is None, "it has the task's policy, which has no home: but it shows the same, and no call can tell"
+    found = [region(0, 9)]
+    decision = decide_regions(found, asked, ALLOWED)
+    assert decision.changes[0].calls == [Bind(0, 9 * PAGE, BIND), HomeNode(0, 9 * PAGE, 0)]
+    bound = [region(0, 9, policy=BIND)]
+    marks = intended((), decision.changes)
+    again = decide_regions(bound, asked, ALLOWED, marks)
+    assert again.changes[0].calls == [HomeNode(0, 9 * PAGE, 0)]
+    marks = settled(again.verdicts, marks, [(0, 9 * PAGE, 0)])
+    assert marks == (mark(0, 9, BIND, home=0),)
+    assert not decide_regions(bound, asked, ALLOWED, marks).changes
+    gone = decide_regions(bound, Asked(BIND, scope(("anon",))), ALLOWED, marks)
+    assert gone.changes[0].calls == [Bind(0, 9 * PAGE, BIND)]
+
+
+def test_marks_before_an_act_know_both_values() -> None:
+    before = (mark(0, 20, BIND),)
+    assert intended(before, [change(5, 10, WEIGHTED)]) == (
+        mark(0, 5, BIND),
+        mark(5, 10, WEIGHTED, earlier=BIND),
+        mark(10, 20, BIND),
+    )
+    assert intended(before, [change(0, 20, DEFAULT)]) == before
+
+
+# -- properties, on a kernel made of a table
+
+Table = list[tuple[int, int, str, Mempolicy | None]]
+"""Start, end, kind and own policy."""
+OWN = st.sampled_from([None, None, None, THEIRS, LOCAL])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    at, table = 0, []
+    for _ in range(draw(st.integers(0, 12))):
+        at += draw(st.integers(0, 2))
+        length = draw(st.integers(1, 9))
+        table.append((at, at + length, draw(st.sampled_from(KINDS)), draw(OWN)))
+        at += length
+    return table
+
+
+scopes = st.one_of(
+    st.frozensets(st.sampled_from(sorted(CLASSES)), min_size=1).map(lambda kinds: Scope(kinds, True)),
+    st.frozensets(st.sampled_from(sorted(CLASSES)), min_size=1).map(lambda kinds: Scope(kinds, False)),
+)
+asks = st.builds(
+    Asked, st.sampled_from([WEIGHTED, BIND, LOCAL, DEFAULT]), scopes, min_region=st.sampled_from([0, 5 * PAGE])
+)
+
+
+def seen(table: Table, task: Mempolicy) -> list[Region]:
+    return [region(start, end, kind, own, task) for start, end, kind, own in table]
+
+
+def task_policy(asked: Asked) -> Mempolicy:
+    return asked.policy if asked.policy and not asked.scope.is_inclusive else DEFAULT
+
+
+def mbind(table: Table, changes: tuple[Change, ...]) -> Table:
+    after = []
+    for start, end, kind, own in table:
+        now = own
+        for each in changes:
+            if each.start <= start * PAGE and end * PAGE <= each.end:
+                now = None if each.policy == DEFAULT else each.policy
+            else:
+                assert end * PAGE <= each.start or each.end <= start * PAGE, "half a region"
+        after.append((start, end, kind, now))
+    return after
+
+
+@given(tables(), asks)
+def test_deciding_is_idempotent_and_leaves_alone_what_is_not_ours(table: Table, asked: Asked) -> None:
+    task = task_policy(asked)
+    decision = decide_regions(seen(table, task), asked, ALLOWED)
+    assert all(
+        before.end < after.start or before.policy != after.policy for before, after in pairwise(decision.changes)
+    )
+    marks = intended((), decision.changes)
+    after = mbind(table, decision.changes)
+    again = decide_regions(seen(after, task), asked, ALLOWED, marks, {WEIGHTED, BIND})
+    assert again.changes == ()
+    for (_, _, kind, own), (_, _, _, now) in zip(table, after, strict=True):
+        if own is not None and own != task:
+            assert now == own, "the application's"
+        if now != own:
+            assert kind in ALWAYS
+    marks = settled(again.verdicts, marks)
+    assert decide_regions(seen(after, task), asked, ALLOWED, marks).changes == ()
+
+
+@given(tables(), asks, asks)
+def test_another_policy_and_none_in_the_end_leaves_everything_as_it_was(
+    table: Table, first: Asked, second: Asked
+) -> None:
+    now, marks = table, ()
+    issued = {WEIGHTED, BIND}
+    for asked in (first, second, NOTHING):
+        task = task_policy(asked)
+        # As the engine goes about it: the threads first, then the regions.
+        decision = decide_regions(seen(now, task), asked, ALLOWED, marks, issued)
+        marks = intended(marks, decision.changes)
+        now = mbind(now, decision.changes)
+        marks = settled(decide_regions(seen(now, task), asked, ALLOWED, marks, issued).verdicts, marks)
+    assert now == table
+    assert marks == ()
+
+
+@pytest.mark.parametrize("words", [("all",), ("heap",), ("all", "!stack")])
+def test_scopes(words: tuple[str, ...]) -> None:
+    made = scope(words)
+    assert made.is_all == (words == ("all",))
+    assert made.is_inclusive == ("all" not in words)
+    assert ("stack" in made.classes) == (words == ("all",))
