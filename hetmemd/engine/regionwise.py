@@ -226,8 +226,11 @@ class _Marks:
         return best
 
     def value_of(self, region: Region, mark: RegionMark | None) -> Mempolicy | None:
-        """What was issued to a region, where that is what it has of its own."""
-        if not region.is_bound or region.policy is None or region.policy == DEFAULT:
+        """What was issued to a region, where that is what it has of its own.
+
+        A region that was bound to what is the task's policy by now looks like one that was never bound: its mark tells.
+        """
+        if region.policy is None or region.policy == DEFAULT or not (region.is_bound or mark):
             return None
         key = (region.policy, mark.issued if mark else None, mark.earlier if mark else None)
         if key not in self._known:
@@ -273,11 +276,17 @@ def intended(marks: Sequence[RegionMark], changes: Sequence[Change]) -> tuple[Re
         mark = ledger.mark_of(change.start, change.end)
         kept.append(RegionMark(change.start, change.end, change.policy, change.replaced, mark.issued if mark else None))
         covered.append((change.start, change.end))
-    ends = [end for _, end in covered]
+    return tuple(sorted((*kept, *without(marks, covered)), key=lambda mark: mark.start))
+
+
+def without(marks: Sequence[RegionMark], ranges: Sequence[tuple[int, int]]) -> tuple[RegionMark, ...]:
+    """The marks but for these ranges (both ascending): what was undone there is not ours any more."""
+    ends = [end for _, end in ranges]
+    kept: list[RegionMark] = []
     for mark in marks:
         at = mark.start
-        for place in range(bisect.bisect_right(ends, mark.start), len(covered)):
-            start, end = covered[place]
+        for place in range(bisect.bisect_right(ends, mark.start), len(ranges)):
+            start, end = ranges[place]
             if start >= mark.end:
                 break
             if start > at:
@@ -285,7 +294,7 @@ def intended(marks: Sequence[RegionMark], changes: Sequence[Change]) -> tuple[Re
             at = end
         if at < mark.end:
             kept.append(replace(mark, start=at))
-    return tuple(sorted(kept, key=lambda mark: mark.start))
+    return tuple(kept)
 
 
 def settled(

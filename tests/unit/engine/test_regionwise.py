@@ -19,6 +19,7 @@ from hetmemd.engine.regionwise import (
     decide_regions,
     intended,
     settled,
+    without,
 )
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.memory.classes import KINDS
@@ -190,6 +191,7 @@ def test_marks_before_an_act_know_both_values() -> None:
         mark(10, 20, BIND),
     )
     assert intended(before, [change(0, 20, DEFAULT)]) == before
+    assert without(before, [(0, 5 * PAGE), (7 * PAGE, 9 * PAGE)]) == (mark(5, 7, BIND), mark(9, 20, BIND))
 
 
 # -- properties, on a kernel made of a table
@@ -264,7 +266,8 @@ def test_deciding_is_idempotent_and_leaves_alone_what_is_not_ours(table: Table, 
 def test_another_policy_and_none_in_the_end_leaves_everything_as_it_was(
     table: Table, first: Asked, second: Asked
 ) -> None:
-    now, marks = table, ()
+    now: Table = table
+    marks: tuple[RegionMark, ...] = ()
     issued = {WEIGHTED, BIND}
     for asked in (first, second, NOTHING):
         task = task_policy(asked)
@@ -272,6 +275,7 @@ def test_another_policy_and_none_in_the_end_leaves_everything_as_it_was(
         decision = decide_regions(seen(now, task), asked, ALLOWED, marks, issued)
         marks = intended(marks, decision.changes)
         now = mbind(now, decision.changes)
+        marks = without(marks, [(each.start, each.end) for each in decision.changes if each.policy == DEFAULT])
         marks = settled(decide_regions(seen(now, task), asked, ALLOWED, marks, issued).verdicts, marks)
     assert now == table
     assert marks == ()
