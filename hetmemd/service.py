@@ -102,6 +102,7 @@ class Service:
         """What the kill switch was turned by."""
         self._restarts = 0
         self._losses: dict[str, int] = {}
+        self._limitations: set[str] = set()
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
         self._steering = Steering(
@@ -182,8 +183,6 @@ class Service:
         self._publish_now()
         latest = self._publisher.latest
         assert latest is not None
-        for note in latest.notes:
-            journal.limitation(note)
         in_force = sum(file.state in ("in-force", "last-good") for file in latest.files)
         journal.started(__version__, len(latest.cgroups), in_force)
         self._notifier.ready(self._line())
@@ -308,6 +307,7 @@ class Service:
         self._notifier.status(self._line())
         self._tell_files()
         self._tell_losses()
+        self._tell_limitations()
         self._tally.tracer_restart(self._tracer.restarts - self._restarts)
         self._restarts = self._tracer.restarts
 
@@ -331,6 +331,14 @@ class Service:
             if source.losses > self._losses.get(source.name, 0):
                 journal.events_lost(source.name, source.note)
             self._losses[source.name] = source.losses
+
+    def _tell_limitations(self) -> None:
+        """The journal has each once, when it is first met (L5)."""
+        latest = self._publisher.latest
+        for note in latest.notes if latest else ():
+            if note not in self._limitations:
+                self._limitations.add(note)
+                journal.limitation(note)
 
     async def _watchdog(self) -> None:
         if not (interval := self._notifier.watchdog_interval):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from hetmemd.engine import limits
 from hetmemd.engine.offloop import OffLoop, StuckError
 from hetmemd.engine.record import Record
 from hetmemd.kernel import libc
@@ -47,8 +48,8 @@ LONGEST_PASS = 60.0
 """Seconds after which a pass is begun anew: regions come and go, and what was planned on is old."""
 STRIKES = 3
 """Passes in a row whose work was undone by somebody else, before the next ones are held back."""
-MOVING_ONLY = frozenset({"yama", "permission", "proc-mem", "seccomp", "vdso", "architecture", "io-worker"})
-"""Reasons for which a task cannot be called though its pages can be moved (L5)."""
+MOVING_ONLY = frozenset(limits.MOVING_ONLY) | {"seccomp", "vdso", "io-worker"}
+"""Reasons, of the machine and of the task, for which it cannot be called though its pages can be moved (L5)."""
 
 
 @dataclass(slots=True)

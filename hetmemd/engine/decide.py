@@ -6,7 +6,8 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.machine.topology import Machine
 from hetmemd.policy.effective import Placement
 from hetmemd.remote.readback import is_shown
 from hetmemd.remote.result import Outcome
@@ -103,8 +104,11 @@ def decide(
     return Decision(Verb.LEAVE, now, Outcome.FOREIGN, f"own-{now.mode.word}")
 
 
-def issuable(policy: Mempolicy, weighted: bool) -> Mempolicy:
-    """The policy that this kernel can be given: before 6.9 interleave stands for weighted interleave (L5)."""
-    if policy.mode is Mode.WEIGHTED_INTERLEAVE and not weighted:
+def issuable(policy: Mempolicy, machine: Machine) -> Mempolicy:
+    """The policy that this kernel can be given instead (L5): interleave before weighted interleave (6.9), and nothing
+    of balancing with a mode that it does not take the flag with."""
+    if policy.mode is Mode.WEIGHTED_INTERLEAVE and machine.kernel_weights is None:
         return Mempolicy(Mode.INTERLEAVE, policy.nodes, policy.flags)
+    if Flag.NUMA_BALANCING in policy.flags and policy.mode not in machine.features.balancing:
+        return Mempolicy(policy.mode, policy.nodes, policy.flags & ~Flag.NUMA_BALANCING)
     return policy

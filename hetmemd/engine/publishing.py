@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetmemd import __version__
 from hetmemd.engine.balancing import target_of
+from hetmemd.engine.limits import limitations
 from hetmemd.engine.record import Record
 from hetmemd.engine.world import World
-from hetmemd.kernel import libc, nodelist
-from hetmemd.kernel.mempolicy import Mode
-from hetmemd.machine import weights
 from hetmemd.policy.effective import Effective
 from hetmemd.report.snapshot import CgroupView, FileView, Snapshot, SourceView
 
@@ -31,8 +29,9 @@ class Progress:
 def snapshot(
     world: World, records: Iterable[Record], sources: tuple[SourceView, ...], progress: Progress, notes: Iterable[str]
 ) -> Snapshot:
+    of_all = list(records)
     by_cgroup: dict[str, list[Record]] = {}
-    for record in records:
+    for record in of_all:
         by_cgroup.setdefault(record.cgroup, []).append(record)
     reached = [effective for path, effective in sorted(world.effective.items()) if world.reached(path)]
     return Snapshot(
@@ -45,7 +44,7 @@ def snapshot(
             FileView(file.path, file.state, tuple(str(fault) for fault in file.faults)) for file in world.library.files
         ),
         sources=sources,
-        notes=(*notes, *limitations(world, reached)),
+        notes=(*notes, *_notes(world, reached, of_all)),
         kernel_weights=world.machine.kernel_weights,
         scans=progress.scans,
         last_scan_seconds=progress.last_scan,
@@ -69,39 +68,13 @@ def _cgroup(effective: Effective, records: list[Record], world: World) -> Cgroup
     )
 
 
-def limitations(world: World, reached: Iterable[Effective]) -> list[str]:
-    """What this machine cannot do, each with the way round it that is taken (L5)."""
-    machine = world.machine
-    found = list(world.library.notes)
+def _notes(world: World, reached: Iterable[Effective], records: Iterable[Record]) -> list[str]:
+    notes = list(world.library.notes)
     if world.holds:
-        found.append(
+        notes.append(
             "a policy file is broken and its last good version is lost: policies that an earlier run applied stay, "
             "also where no policy reaches, until the file is mended or removed (F2)"
         )
-    if not libc.SUPPORTED:
-        found.append("this architecture has no stub for calls in other tasks: pages are moved, policies are not set")
-    if len(machine.memory_nodes) == 1:
-        found.append(
-            "this machine has one memory node: policies are applied and shown, and there is nowhere to move to"
-        )
     placements = [each.placement for each in reached if each.placement is not None]
-    weighted = [each for each in placements if each.mempolicy.mode is Mode.WEIGHTED_INTERLEAVE]
-    if weighted and machine.kernel_weights is None:
-        found.append(
-            "this kernel has no weighted interleave (6.9 has): new pages are interleaved evenly, "
-            "and the ratio is made by moving"
-        )
-    elif any(not weights.agrees_with_kernel(machine, each.weights) for each in weighted):
-        table = _table(machine.kernel_weights or {})
-        found.append(
-            f"the kernel's table of weights ({table}) differs from what policies ask for: new pages come in its ratio, "
-            "and are moved to the policy's"
-        )
-    return found
-
-
-def _table(of_nodes: Mapping[int, int]) -> str:
-    by_weight: dict[int, list[int]] = {}
-    for node, weight in sorted(of_nodes.items()):
-        by_weight.setdefault(weight, []).append(node)
-    return ", ".join(f"node {nodelist.format_list(nodes)}: {weight}" for weight, nodes in by_weight.items())
+    reasons = {reason for record in records for reason in record.reasons}
+    return [*notes, *limitations(world.machine, placements, reasons)]

@@ -117,7 +117,7 @@ class World:
             reached = effective is not None and effective.state != "default"
             return Wanted(None, "I6: blocked" if reached else "T3: no policy reaches the cgroup", holds=self.holds)
         source = effective.inherited_from or effective.own
-        policy = issuable(effective.placement.mempolicy, self.machine.kernel_weights is not None)
+        policy = issuable(effective.placement.mempolicy, self.machine)
         return Wanted(policy, f"{source.file}:{source.line}" if source else "")
 
     def explain(self, path: str) -> Effective:

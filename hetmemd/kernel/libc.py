@@ -15,9 +15,11 @@ _syscall.restype = ctypes.c_long
 SUPPORTED = platform.machine() == "x86_64"
 """Numbers below are those of arch/x86/entry/syscalls/syscall_64.tbl."""
 
+MBIND = 237
 MOVE_PAGES = 279
 GET_ROBUST_LIST = 274
 KCMP = 312
+SET_MEMPOLICY_HOME_NODE = 450
 
 
 def syscall(number: int, *arguments: Any, about: str | None = None) -> int:

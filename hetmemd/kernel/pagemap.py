@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hetmemd.kernel.features import PAGEMAP_SCAN
 from hetmemd.kernel.pages import PAGE_SHIFT, PAGE_SIZE, Addresses
 from hetmemd.kernel.root import Root
 
 # include/uapi/linux/fs.h
-_PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg
 _PAGE_IS_PRESENT = 1 << 3
 _PAGE_IS_PFNZERO = 1 << 5
@@ -100,7 +100,7 @@ class Pagemap:
             )
         )
         try:
-            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument, True)
+            count = fcntl.ioctl(self._fd, PAGEMAP_SCAN, argument, True)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.path) from None
         ranges = self._ranges[:count].astype(np.int64)

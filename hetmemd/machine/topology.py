@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hetmemd.kernel import nodelist
+from hetmemd.kernel import features, nodelist
+from hetmemd.kernel.features import ALL, Features
 from hetmemd.kernel.root import Root
 
 NODES = "/sys/devices/system/node"
@@ -54,6 +55,8 @@ class Machine:
     """Whether the kernel keeps that table by itself from bandwidths (6.16); None where it has no such switch."""
     packages: Mapping[int, int] = field(default_factory=dict)
     """The socket of each CPU (physical_package_id)."""
+    features: Features = ALL
+    """What the running kernel takes of policies. From a collected tree nothing is known to be missing."""
 
     @property
     def memory_nodes(self) -> frozenset[int]:
@@ -100,7 +103,7 @@ def read(root: Root) -> Machine:
     tiers = _tiers(root)
     nodes = {number: _node(root, number, online, with_memory, tiers.get(number)) for number in online}
     weights, auto = _kernel_weights(root)
-    return Machine(nodes, weights, auto, _packages(root))
+    return Machine(nodes, weights, auto, _packages(root), features.probe() if root.is_live else ALL)
 
 
 def _text(root: Root, path: str) -> str | None:

@@ -85,7 +85,11 @@ class _Placing:
         chosen = request.nodes.select(self._machine, self._confines.cpus)
         if not chosen:
             wanted = Placement(Mempolicy(request.mode), memory=request.memory)
-            return self._blocked(f"nodes = {request.nodes.text!r} selects no node of this machine", "", wanted)
+            why = f"nodes = {request.nodes.text!r} selects no node of this machine"
+            if any(selector.startswith("tier:") for selector in request.nodes.selectors):
+                tiers = sorted({node.tier for node in self._machine.nodes.values() if node.tier is not None})
+                why += f", whose memory tiers are {', '.join(map(str, tiers)) or 'not told by the kernel'}"
+            return self._blocked(why, "", wanted)
         is_relative = Flag.RELATIVE_NODES in request.flags
         if self._wall is None:
             return self.on(chosen, is_relative)
@@ -109,6 +113,8 @@ class _Placing:
                 self._decided("I6", f"cut: there is no memory node {_list(chosen - nodes)} on this machine")
         flags = (Flag.RELATIVE_NODES if is_relative else Flag.STATIC_NODES) | request.flags & Flag.NUMA_BALANCING
         placement = Placement(Mempolicy(request.mode, nodes, flags), memory=request.memory, home_node=self._home_node())
+        if Flag.NUMA_BALANCING in flags and request.mode not in self._machine.features.balancing:
+            self._decided("L5", f"this kernel does not take balancing with {request.mode.word}: it is left out")
         try:
             self._check(nodes, is_relative)
             if request.mode is Mode.WEIGHTED_INTERLEAVE:
@@ -121,6 +127,8 @@ class _Placing:
     def _check(self, nodes: frozenset[int], is_relative: bool) -> None:
         if not nodes:
             raise _BlockedError("no node is left to place memory on", "I6")
+        if self._request.mode not in self._machine.features.modes | {Mode.WEIGHTED_INTERLEAVE}:
+            raise _BlockedError(f"this kernel has no mode {self._request.mode.word}", "L5")
         if is_relative:
             self._seats()
         if not is_relative and self._confines.mems is not None and not nodes & self._confines.mems:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetmemd.engine.decide import Mark, Verb, decide, issuable, shows
+from hetmemd.kernel.features import Features
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.machine.topology import Machine
 from hetmemd.remote.readback import as_shown
 from hetmemd.remote.result import Outcome
 
@@ -99,8 +101,16 @@ def test_I8_default_as_a_policy_takes_ours_away_and_leaves_the_applications() ->
     assert decide(BOUND, DEFAULT, BOTH, None, {WEIGHTED}).outcome is Outcome.FOREIGN
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_L5_interleave_stands_for_weighted_interleave_before_6_9(weighted: bool) -> None:
-    mode = Mode.WEIGHTED_INTERLEAVE if weighted else Mode.INTERLEAVE
-    assert issuable(WEIGHTED, weighted) == Mempolicy(mode, BOTH, S)
-    assert issuable(BOUND, weighted) == BOUND
+@pytest.mark.parametrize(("table", "mode"), [({0: 1, 1: 1}, Mode.WEIGHTED_INTERLEAVE), (None, Mode.INTERLEAVE)])
+def test_L5_interleave_stands_for_weighted_interleave_before_6_9(table: dict[int, int] | None, mode: Mode) -> None:
+    machine = Machine({}, table)
+    assert issuable(WEIGHTED, machine) == Mempolicy(mode, BOTH, S)
+    assert issuable(BOUND, machine) == BOUND
+
+
+@pytest.mark.parametrize("mode", [Mode.BIND, Mode.PREFERRED_MANY])
+def test_L5_balancing_is_left_out_where_the_kernel_does_not_take_it(mode: Mode) -> None:
+    balanced = Mempolicy(mode, BOTH, S | Flag.NUMA_BALANCING)
+    machine = Machine({}, features=Features(balancing=frozenset({Mode.BIND})))
+    assert issuable(balanced, machine) == (balanced if mode is Mode.BIND else Mempolicy(mode, BOTH, S))
+    assert issuable(balanced, Machine({})) == balanced

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from hetmemd.kernel.features import Features
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.policy.effective import Effective, Placement, fold
 from hetmemd.policy.resolve import CgroupFacts
@@ -22,6 +25,29 @@ def test_I6_static_is_issued_unless_relative_is_asked_for() -> None:
     assert relative is not None
     flags = Flag.RELATIVE_NODES | Flag.NUMA_BALANCING
     assert relative.mempolicy == Mempolicy(Mode.BIND, frozenset(range(6)), flags)
+
+
+def test_L5_a_kernel_that_does_not_take_balancing_is_told_of() -> None:
+    here = replace(DRAM_CXL, features=Features(balancing=frozenset({Mode.BIND})))
+    many = resolved("/a", policy("/a", "preferred-many", flags=["balancing"]), on=here)
+    assert many.state == "active" and "L5" in many.rules
+    assert "this kernel does not take balancing with preferred-many: it is left out" in many.notes
+    assert "L5" not in resolved("/a", policy("/a", "bind", flags=["balancing"]), on=here).rules
+
+
+def test_L5_a_kernel_without_the_mode_blocks() -> None:
+    here = replace(DRAM_CXL, features=Features(modes=frozenset({Mode.DEFAULT, Mode.BIND})))
+    many = resolved("/a", policy("/a", "preferred-many"), on=here)
+    assert (many.state, many.placement) == ("blocked", None)
+    assert "blocked: this kernel has no mode preferred-many" in many.notes
+    assert resolved("/a", policy("/a", "weighted-interleave"), on=here).state == "active"
+
+
+def test_a_tier_that_is_not_there_is_told_with_those_that_are() -> None:
+    effective = resolved("/a", policy("/a", "bind", "tier:7"))
+    assert effective.state == "blocked"
+    assert "selects no node of this machine, whose memory tiers are 4, 22" in "".join(effective.notes)
+    assert "not told by the kernel" in "".join(resolved("/a", policy("/a", "bind", "tier:7"), on=TWO_SOCKETS).notes)
 
 
 @pytest.mark.parametrize("mode", ["default", "local"])
