@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable
 
 from hetmemd.kernel import ptrace
-from hetmemd.remote import x86_64
+from hetmemd.remote import slot, x86_64
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
 from hetmemd.remote.target import Declined, Target
@@ -94,8 +94,7 @@ class Held:
         for size in (_STACK_SEARCH >> halvings for halvings in range(15)):
             with contextlib.suppress(OSError):
                 stack = os.pread(self.target.memory, size, pointer)
-                words = struct.iter_unpack("<Q" if self._abi.bits == 64 else "<I", stack[: len(stack) // 8 * 8])
-                return any(value in padding for (value,) in words)
+                return slot.holds_address(stack, self._abi.bits // 8, padding)
         return False
 
     def leave_restartable_sequence(self) -> None:

@@ -110,3 +110,21 @@ def leftovers(padding: bytes, start: int) -> list[Leftover]:
     if rest.strip(b"\0"):
         raise Strange("bytes in the vdso's padding")
     return found
+
+
+def holds_address(memory: bytes, width: int, padding: range) -> bool:
+    """Whether one of the words (`width` bytes each) that `memory` consists of is an address in the padding.
+
+    A thread is held meanwhile: what all addresses of the padding end with is found at the speed of memory.
+    """
+    low = 0
+    while padding.start >> 8 * low != padding.stop - 1 >> 8 * low:
+        low += 1
+    common = (padding.start >> 8 * low).to_bytes(width - low, "little")
+    at = memory.find(common, low)
+    while at >= 0:
+        start = at - low
+        if start % width == 0 and int.from_bytes(memory[start : start + width], "little") in padding:
+            return True
+        at = memory.find(common, at + 1)
+    return False

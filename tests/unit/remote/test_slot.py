@@ -85,3 +85,24 @@ def test_half_a_slot_is_strange(at: int) -> None:
     memory = (bytes(at) + made.head + b"\xff" * 1472)[:1472]
     with pytest.raises(slot.Strange):
         slot.leftovers(memory, START)
+
+
+@given(
+    st.sampled_from([(8, START), (4, 0xF7FC1A40)]),
+    st.lists(st.integers(-20, 1500) | st.integers(0, 2**32 - 1)),
+    st.booleans(),
+    st.binary(max_size=7),
+)
+def test_an_address_in_the_padding_is_found(
+    where: tuple[int, int], offsets: list[int], shifted: bool, rest: bytes
+) -> None:
+    width, start = where
+    padding = range(start, start + 1472)
+    # As addresses near it, and as numbers of any size.
+    words = [start + offset if offset <= 1500 else offset for offset in offsets]
+    memory = b"".join(word.to_bytes(width, "little") for word in words)
+    if shifted:
+        memory = b"\1" + memory
+    memory += rest
+    told = [int.from_bytes(memory[at : at + width], "little") for at in range(0, len(memory) // width * width, width)]
+    assert slot.holds_address(memory, width, padding) is any(word in padding for word in told)
