@@ -93,7 +93,7 @@ def explain(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
     facts += [("note", note) for note in told.get("notes", ())]
     lines += _facts(facts)
     if told.get("bytes_by_node") or told.get("target_shares"):
-        lines += ["", *_nodes(told["bytes_by_node"], told["target_shares"], told["distance"])]
+        lines += ["", *_nodes(told["bytes_by_node"], told["target_shares"], told["distance"]), *_left_out(told)]
     if "pid" in told:
         lines += ["", *_process(told, paint, now)]
     elif told.get("tasks"):
@@ -179,6 +179,15 @@ def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:
     return lines
 
 
+def _left_out(told: Answer) -> list[str]:
+    """Memory that no target is asked of, where there is much of it."""
+    found = [(size, reason) for reason, size in told.get("left_out", {}).items() if size >= _MIB]
+    if not found:
+        return []
+    parts = (f"{reason} {_mib(size)}" for size, reason in sorted(found, reverse=True))
+    return [f"  left out, MiB: {', '.join(parts)}"]
+
+
 def _process(told: Answer, paint: Paint, now: float) -> list[str]:
     task = told["task"]
     kernel = told.get("kernel") or {}
@@ -207,7 +216,7 @@ def _process(told: Answer, paint: Paint, now: float) -> list[str]:
         facts.append(("last action", f"{task['last_action']}, {_ago(task['last_action_at'], now)}"))
     lines += _facts(facts)
     if task and task["bytes_by_node"]:
-        lines += ["", *_nodes(task["bytes_by_node"], told["target_shares"], task["distance"])]
+        lines += ["", *_nodes(task["bytes_by_node"], told["target_shares"], task["distance"]), *_left_out(task)]
     return lines
 
 

@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from hetmemd.engine import limits
 from hetmemd.engine.offloop import OffLoop, StuckError
 from hetmemd.engine.record import Record
-from hetmemd.kernel import libc
+from hetmemd.kernel import libc, nodelist, procfs
+from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
-from hetmemd.memory import plan, regions
+from hetmemd.memory import plan, regions, targets
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
-from hetmemd.memory.rebalance import Pace, ProcessPass, StepResult
+from hetmemd.memory.moving import Pace
+from hetmemd.memory.rebalance import ProcessPass, StepResult
+from hetmemd.memory.sharers import Sharers
+from hetmemd.memory.targets import Share
 from hetmemd.policy.effective import Effective, Placement
 from hetmemd.remote import kin
 from hetmemd.remote.result import Outcome
@@ -65,6 +69,8 @@ class _Pass:
     moved: int = 0
     needs: int = LEAST
     """Bytes without which the next step would do nothing."""
+    due: float = 0.0
+    """When the next step can do something, in the loop's time."""
     failed: Counter[str] = field(default_factory=Counter)
 
 
@@ -158,7 +164,9 @@ class Balancer:
     def _pause(self) -> float:
         """Seconds until something is to be done."""
         now = asyncio.get_running_loop().time()
-        waits = [self._budgets.wait(active.keys, active.needs) for active in self._passes.values()]
+        waits = [
+            max(self._budgets.wait(active.keys, active.needs), active.due - now) for active in self._passes.values()
+        ]
         waits += [
             max(record.measure_at - now, 0.0)
             for pid, record in self._records.items()
@@ -171,18 +179,18 @@ class Balancer:
         now = asyncio.get_running_loop().time()
         record.measure_at = now + self.interval
         placement, effective = record.placement, self._effective(record.cgroup)
-        target = target_of(placement, record.allowed, self._machine()) if placement else None
-        if placement is None or effective is None or target is None:
+        if placement is None or effective is None:
             record.distance = None
             return
-        distance = await self._measure(record, target)
-        if distance is None:
+        share = await self._measure(record, placement, effective)
+        if share is None or record.distance is None:
             return
-        if distance > effective.handling.tolerance:
-            if not self._holds(record, distance):
-                self._begin(record, placement, effective, target)
+        if record.distance > effective.handling.tolerance:
+            if not self._holds(record, record.distance):
+                self._begin(record, placement, effective, share)
         else:
             record.idle_passes = record.went_back = 0
+            record.has_settled = True
             if record.outcome is Outcome.APPLIED:
                 record.settled_for = placement
 
@@ -201,7 +209,7 @@ class Balancer:
                 return record.went_back % STRIKES != 0
         return False
 
-    def _begin(self, record: Record, placement: Placement, effective: Effective, target: plan.Target) -> None:
+    def _begin(self, record: Record, placement: Placement, effective: Effective, share: Share) -> None:
         handling = effective.handling
         if self._observing() or not _may_move(record):
             return
@@ -211,7 +219,8 @@ class Balancer:
             self._budgets.configure(bucket.key, bucket.rate, bucket.burst)
         keys = (*(bucket.key for bucket in effective.buckets), GLOBAL)
         source = effective.own or effective.inherited_from
-        mover = ProcessPass(self._root, record.process, target, headroom=self._headroom, pace=self._pace)
+        sharers = Sharers(self._root, self._agreeing(record)) if handling.shared == "move" else None
+        mover = ProcessPass(self._root, record.process, share, self._headroom, self._pace, sharers)
         why = f"{source.file}:{source.line}" if source else ""
         until = asyncio.get_running_loop().time() + LONGEST_PASS
         basis = self._basis(record)
@@ -234,7 +243,8 @@ class Balancer:
             del self._passes[pid]
             record.measure_at = 0.0
             return
-        if self._budgets.wait(active.keys, active.needs) > 0:
+        now = asyncio.get_running_loop().time()
+        if active.due > now or self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
         result = await self._threads.call(record.process, lambda: self._move(active, allowed))
@@ -244,6 +254,8 @@ class Balancer:
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
+        active.due = now + result.wait
+        self._tally.cgroup_moved(record.cgroup, "holding" if record.has_settled else "converging", result.bytes_moved)
         for (source, target), (pages, size) in result.moved.items():
             self._tally.pages_moved(source, target, pages, size)
         for reason, pages in result.failed.items():
@@ -286,9 +298,9 @@ class Balancer:
     async def _look_after(self, record: Record) -> None:
         """The figure after a pass, without beginning another: that is for the next measurement, later and later where
         passes move nothing."""
-        target = target_of(record.placement, record.allowed, self._machine()) if record.placement else None
-        if target:
-            await self._measure(record, target)
+        effective = self._effective(record.cgroup)
+        if record.placement and effective:
+            await self._measure(record, record.placement, effective)
 
     def _backoff(self, record: Record) -> float:
         return self._later(record.idle_passes)
@@ -296,27 +308,56 @@ class Balancer:
     def _later(self, times: int) -> float:
         return float(min(self.interval * 2 ** min(times, 10), LONGEST_BACKOFF))
 
-    async def _measure(self, record: Record, target: plan.Target) -> float | None:
-        """The distance, written into the record with the bytes; None where it could not be had."""
+    async def _measure(self, record: Record, placement: Placement, effective: Effective) -> Share | None:
+        """What is held against which target, with the figures written into the record; None where there is no target
+        or the figures could not be had."""
         begin = time.monotonic()
+        mappers = len(self._agreeing(record)) + 1 if effective.handling.shared == "move" else 0
         try:
-            found = await self._threads.call(record.process, lambda: self._read(record))
+            measured = await self._threads.call(record.process, lambda: self._read(record, placement, mappers))
         except OSError as error:
             if not libc.is_gone(error):
                 record.acted = str(error)
             return None
+        if measured is None:
+            record.distance = None
+            return None
+        share, found = measured
         record.bytes_by_node = found.bytes_by_node
-        record.distance = target.distance(found.bytes_by_node)
+        record.left_out = {why: sum(by_node.values()) for why, by_node in found.left_out.items()}
+        if found.swapped:
+            record.left_out["swapped"] = found.swapped
+        record.distance = found.distance
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
         record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
         self._changed.set()
-        return record.distance
+        return share
 
-    def _read(self, record: Record) -> Measurement:
-        """A dead leader's numa_maps is empty: any live thread serves (T1)."""
+    def _read(self, record: Record, placement: Placement, mappers: int) -> tuple[Share, Measurement] | None:
+        """In the mover's thread. A dead leader's numa_maps is empty: any live thread serves (T1)."""
         pid = record.process.pid
-        return measure(self._root, pid, regions.living_thread(self._root, pid))
+        tid = regions.living_thread(self._root, pid)
+        cpus: frozenset[int] = frozenset()
+        if placement.mempolicy.mode is Mode.LOCAL:
+            cpus = nodelist.parse(procfs.status(self._root, pid, tid)["Cpus_allowed_list"])
+        target = target_of(placement, record.allowed, self._machine(), cpus)
+        if target is None:
+            return None
+        share = targets.all_of(target, mappers)
+        return share, measure(self._root, pid, share, tid)
+
+    def _agreeing(self, record: Record) -> frozenset[int]:
+        """The other processes of the same placement whose pages may be moved together with this one's."""
+        return frozenset(
+            pid
+            for pid, other in self._records.items()
+            if other is not record
+            and other.placement == record.placement
+            and _may_move(other)
+            and (effective := self._effective(other.cgroup))
+            and effective.handling.shared == "move"
+        )
 
 
 def _may_move(record: Record) -> bool:
@@ -328,9 +369,17 @@ def _may_move(record: Record) -> bool:
     return bool(record.outcomes & {Outcome.APPLIED, Outcome.UNSTEERABLE})
 
 
-def target_of(placement: Placement, allowed: frozenset[int], machine: Machine) -> plan.Target | None:
-    """Where pages should be, on the nodes that the process may use; None where the mode asks for no place (I6)."""
-    nodes = placement.nodes_within(allowed)
+def target_of(
+    placement: Placement, allowed: frozenset[int], machine: Machine, cpus: frozenset[int] = frozenset()
+) -> plan.Target | None:
+    """Where pages should be, on the nodes that the process may use; None where the mode asks for no place (I6).
+
+    `cpus` are those that it may run on: `local` is memory of their nodes. Without them nothing is local.
+    """
+    if placement.mempolicy.mode is Mode.LOCAL:
+        nodes = frozenset(node.id for node in machine.nodes.values() if node.has_memory and node.cpus & cpus) & allowed
+    else:
+        nodes = placement.nodes_within(allowed)
     if not nodes:
         return None
     if placement.is_ratio:

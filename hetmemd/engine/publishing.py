@@ -12,6 +12,7 @@ from hetmemd.engine.balancing import target_of
 from hetmemd.engine.limits import limitations
 from hetmemd.engine.record import Record
 from hetmemd.engine.world import World
+from hetmemd.memory.plan import Ratio, Target
 from hetmemd.policy.effective import Effective
 from hetmemd.report.snapshot import CgroupView, FileView, Snapshot, SourceView
 
@@ -53,19 +54,33 @@ def snapshot(
 
 def _cgroup(effective: Effective, records: list[Record], world: World) -> CgroupView:
     placed: Counter[int] = Counter()
+    left_out: Counter[str] = Counter()
     for record in records:
         placed.update(record.bytes_by_node)
+        left_out.update(record.left_out)
     # Tasks of one cgroup can have several cpusets only in threaded ones: what the first may use stands for all.
     allowed = next((record.allowed for record in records if record.allowed), world.machine.memory_nodes)
     target = target_of(effective.placement, allowed, world.machine) if effective.placement else None
-    measured = target is not None and any(record.distance is not None for record in records)
     return CgroupView(
         effective=effective,
         tasks=tuple(record.view() for record in sorted(records, key=lambda record: record.process.pid)),
         bytes_by_node=dict(placed),
         target_shares=target.shares if target else {},
-        distance=target.distance(placed) if target and measured else None,
+        distance=_distance(target, placed, records),
+        left_out=dict(left_out),
     )
+
+
+def _distance(target: Target | None, placed: Mapping[int, int], records: list[Record]) -> float | None:
+    """Of the cgroup as a whole: what one process has too much of a node makes up for what another lacks there."""
+    measured = [record for record in records if record.distance is not None]
+    if not measured:
+        return None
+    if isinstance(target, Ratio):
+        return target.distance(placed)
+    sizes = [sum(record.bytes_by_node.values()) for record in measured]
+    misplaced = sum(size * (record.distance or 0.0) for size, record in zip(sizes, measured, strict=True))
+    return misplaced / sum(sizes) if sum(sizes) else 0.0
 
 
 def _notes(world: World, reached: Iterable[Effective], records: Iterable[Record]) -> list[str]:

@@ -66,6 +66,8 @@ class Record:
     generation: int = 0
     """Raised by everything that makes a pass over its pages obsolete."""
     bytes_by_node: Mapping[int, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that are held against no target, by reason: those of `Measurement.left_out`, and `swapped`."""
     distance: float | None = None
     measure_at: float = 0.0
     """When the pages are next looked at."""
@@ -79,6 +81,8 @@ class Record:
     """Bytes that were measured then, and"""
     last_moved: int = 0
     """bytes that it moved."""
+    has_settled: bool = False
+    """It was within its tolerance once: what is moved from then on is what holding it costs."""
     settled_for: Placement | None = None
     """With `existing = "once"`: the placement for which the one pass was done."""
 
@@ -89,6 +93,7 @@ class Record:
         self.went_back = 0
         self.left_misplaced = None
         self.settled_for = None
+        self.has_settled = False
         self.generation += 1
         self.seen.clear()
 
@@ -107,6 +112,7 @@ class Record:
             threads=self.threads,
             policy_now=str(self.now) if self.now else "",
             bytes_by_node=dict(self.bytes_by_node),
+            left_out=dict(self.left_out),
             distance=self.distance,
             last_action=self.acted,
             last_action_at=self.acted_at,

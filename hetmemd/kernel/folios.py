@@ -1,4 +1,6 @@
-"""Which pages belong together: /proc/kpageflags. Documentation/admin-guide/mm/pagemap.rst.
+"""Which pages belong together, and how often each is mapped: /proc/kpageflags and /proc/kpagecount.
+
+Documentation/admin-guide/mm/pagemap.rst.
 
 A folio of several pages that is mapped page by page (a huge page after a part of it was unmapped or protected, the
 sizes between of 6.8 and later, a file's) looks like small pages in page tables; asked to move one, the kernel moves
@@ -29,18 +31,22 @@ _GAP = 32
 """Reading so many entries too many is cheaper than another read."""
 
 
-class Frames:
-    """Flags of page frames, by frame number: known only with CAP_SYS_ADMIN."""
+FLAGS = "/proc/kpageflags"
+COUNTS = "/proc/kpagecount"
 
-    def __init__(self, root: Root) -> None:
+
+class Frames:
+    """A value for each page frame, by frame number: its flags, or how often it is mapped. Only with CAP_SYS_ADMIN."""
+
+    def __init__(self, root: Root, path: str = FLAGS) -> None:
         """`OSError`: ENOENT without CONFIG_PROC_PAGE_MONITOR, EACCES without the right."""
-        self.path = root.name("/proc/kpageflags")
+        self.path = root.name(path)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         os.close(self._fd)
 
-    def flags(self, wanted: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def values(self, wanted: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Of each frame; 0 for one beyond the end of memory."""
         if not len(wanted):
             return np.zeros(0, dtype=np.uint64)
@@ -91,7 +97,7 @@ def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:
     if len(small) < 2 or not _any_large(pagemap, known, presence.addresses[small]):
         return presence
     frame, candidates = _candidates(pagemap, presence.addresses[small])
-    flags = known.flags(frame[candidates])
+    flags = known.values(frame[candidates])
     parts = (flags & (_HEAD | _TAIL)) != 0
     if not parts.any():
         return presence
@@ -127,7 +133,7 @@ def _any_large(pagemap: Pagemap, known: Frames, addresses: NDArray[np.int64]) ->
     frame, candidates = _candidates(pagemap, addresses)
     # Each flag may cost a read of its own: about two for each run.
     chosen = frame[candidates[:: max(len(candidates) // (2 * _SAMPLES), 1)]]
-    return bool((known.flags(chosen) & (_HEAD | _TAIL)).any())
+    return bool((known.values(chosen) & (_HEAD | _TAIL)).any())
 
 
 def _heads(known: Frames, tails: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -136,7 +142,7 @@ def _heads(known: Frames, tails: NDArray[np.int64]) -> NDArray[np.int64]:
     open_ = np.arange(len(tails))
     for order in range(1, _LARGEST_ORDER + 1):
         aligned = tails[open_] >> order << order
-        found = (known.flags(aligned) & _HEAD) != 0
+        found = (known.values(aligned) & _HEAD) != 0
         heads[open_[found]] = aligned[found]
         open_ = open_[~found]
         if not len(open_):

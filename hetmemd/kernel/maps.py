@@ -19,6 +19,8 @@ class Mapping(NamedTuple):
     inode: int
     name: str
     """The file's path, a name in brackets (`[heap]`), or empty for anonymous memory."""
+    offset: int = 0
+    """Bytes into the file."""
 
 
 def parse(text: str) -> list[Mapping]:
@@ -30,7 +32,8 @@ def parse(text: str) -> list[Mapping]:
             continue
         first, _, last = fields[0].partition("-")
         name = fields[5].rstrip() if len(fields) == 6 else ""
-        found.append(Mapping(int(first, 16), int(last, 16), fields[1], fields[3], int(fields[4]), name))
+        start, end, offset = int(first, 16), int(last, 16), int(fields[2], 16)
+        found.append(Mapping(start, end, fields[1], fields[3], int(fields[4]), name, offset))
     return found
 
 

@@ -21,6 +21,8 @@ PAGE_SHIFT = PAGE_SIZE.bit_length() - 1
 
 MPOL_MF_MOVE = 1 << 1
 """Move pages that this process alone maps (include/uapi/linux/mempolicy.h)."""
+MPOL_MF_MOVE_ALL = 1 << 2
+"""Move pages whoever maps them: CAP_SYS_NICE."""
 
 UNWRITTEN = -(1 << 30)
 """What a status holds before the call: the kernel leaves it alone where it did not come to the page."""

@@ -1,7 +1,7 @@
-"""How full nodes are: /proc/zoneinfo (watermarks) and /sys/devices/system/node/nodeN/vmstat (pages, in units of 4 KiB).
+"""How full nodes are: /proc/zoneinfo (watermarks), /proc/buddyinfo (free blocks) and nodeN/vmstat (pages of 4 KiB).
 
-Formats: `zoneinfo_show_print` in mm/vmstat.c and `node_read_vmstat` in drivers/base/node.c. zoneinfo grows with the
-number of CPUs: its watermarks hardly change, so they are read now and then, and the short vmstat of a node often.
+Formats: `zoneinfo_show_print` and `frag_show_print` in mm/vmstat.c, `node_read_vmstat` in drivers/base/node.c.
+zoneinfo grows with the number of CPUs: its watermarks hardly change, so they are read now and then, the others often.
 """
 
 from __future__ import annotations
@@ -50,3 +50,21 @@ def node_vmstat(root: Root, node: int) -> dict[str, int]:
     """`nr_free_pages`, `nr_inactive_file`, ... of one node. ENOENT where it is gone."""
     text = root.read_text(f"/sys/devices/system/node/node{node}/vmstat")
     return {name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value}
+
+
+def parse_free_blocks(text: str) -> dict[int, list[int]]:
+    """By node: free blocks of 2^n pages, for n from 0 on."""
+    found: dict[int, list[int]] = {}
+    for line in text.splitlines():
+        head, _, tail = line.partition(", zone")
+        if not tail or not head.startswith("Node "):
+            continue
+        counts = [int(word) for word in tail.split()[1:]]
+        sums = found.setdefault(int(head[5:]), [0] * len(counts))
+        sums[:] = [sum(pair) for pair in zip(sums, counts, strict=True)]
+    return found
+
+
+def free_blocks(root: Root, node: int) -> list[int]:
+    """Free blocks of 2^n pages of a node, for n from 0 on; empty where it has no memory."""
+    return parse_free_blocks(root.read_text("/proc/buddyinfo")).get(node, [])

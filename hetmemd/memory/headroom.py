@@ -27,12 +27,13 @@ class Headroom:
         self._root = root
         self._reserve: dict[int, int] = {}
 
-    def room(self, node: int, huge: bool = False) -> int:
-        """Pages that may be moved there now.
+    def room(self, node: int, folio: int = 1) -> int:
+        """Pages that may be moved there now, in folios of up to `folio` pages.
 
         Counted are free pages and, for small pages, half of the clean file cache that was not used lately: on a machine
-        that ran for a while it fills every node, and the kernel gives it up for any allocation. A huge page needs free
-        memory in one piece. 0 where the node has no memory or is gone.
+        that ran for a while it fills every node, and the kernel gives it up for any allocation. A larger folio needs a
+        free block that it fits into: where there is none, the kernel splits it. 0 where the node has no memory or is
+        gone.
         """
         if node not in self._reserve:
             self._reserve = {each: reserve(marks) for each, marks in zoneinfo.watermarks(self._root).items()}
@@ -45,7 +46,11 @@ class Headroom:
                 return 0
             raise
         free = counts.get("nr_free_pages", 0)
-        if not huge:
+        if folio == 1:
             dirty = counts.get("nr_dirty", 0) + counts.get("nr_writeback", 0)
             free += max(counts.get("nr_inactive_file", 0) - dirty, 0) // 2
-        return max(free - self._reserve[node], 0)
+            return max(free - self._reserve[node], 0)
+        order = (folio - 1).bit_length()
+        blocks = zoneinfo.free_blocks(self._root, node)
+        fitting = sum(count << (at - order) for at, count in enumerate(blocks) if at >= order)
+        return max(min(free - self._reserve[node], fitting * folio), 0)

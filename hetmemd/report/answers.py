@@ -69,7 +69,7 @@ def explain(effective: Effective, view: CgroupView | None, pid: int | None = Non
     told: JSONObject = {
         "schema": SCHEMA,
         **answer(effective),
-        **(_measured(view) if view else {"bytes_by_node": {}, "target_shares": {}, "distance": None}),
+        **(_measured(view) if view else {"bytes_by_node": {}, "left_out": {}, "target_shares": {}, "distance": None}),
     }
     if pid is None:
         return {**told, "tasks": [task_view(task) for task in tasks]}
@@ -86,6 +86,7 @@ def task_view(task: TaskView) -> JSONObject:
         "threads": task.threads,
         "policy_now": task.policy_now,
         "bytes_by_node": by_node(task.bytes_by_node),
+        "left_out": dict(sorted(task.left_out.items())),
         "distance": task.distance,
         "last_action": task.last_action,
         "last_action_at": task.last_action_at,
@@ -99,6 +100,7 @@ def by_node(values: Mapping[int, Any]) -> JSONObject:
 def _measured(view: CgroupView) -> JSONObject:
     return {
         "bytes_by_node": by_node(view.bytes_by_node),
+        "left_out": dict(sorted(view.left_out.items())),
         "target_shares": by_node(view.target_shares),
         "distance": view.distance,
     }

@@ -92,6 +92,18 @@ DECLARATIONS = _declare(
         "cgroup",
         "Distance from the target shares: half the sum of the differences, 0 (there) to 1 (all elsewhere).",
     ),
+    (
+        "cgroup_left_out_bytes",
+        "gauge",
+        "cgroup reason",
+        "Memory of the cgroup's processes that is held against no target and not moved, by reason.",
+    ),
+    (
+        "cgroup_moved_bytes_total",
+        "counter",
+        "cgroup work",
+        "Bytes moved for the cgroup's processes: converging until each was within its tolerance once, holding after.",
+    ),
     ("cgroup_tasks", "gauge", "cgroup outcome", "Processes in the cgroup, each by the outcome of its worst thread."),
     ("applications_total", "counter", "", "Threads that were to be given a policy."),
     (
@@ -170,7 +182,10 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
 }
 """Why an application can fail, as `remote/` says it: each is counted from 0, so that its first is an increase."""
 PAGE_FAILURES = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone")
-"""Why a page can stay where it is, as `memory.rebalance` says it; spelt here, since importing that takes numpy."""
+"""Why a page can stay where it is, as `memory.moving` says it; spelt here, since importing that takes numpy."""
+LEFT_OUT = ("bound", "hugetlb", "shared", "shm", "special", "swapped", "unasked")
+"""Why memory is held against no target, as `memory.measure` says it."""
+WORK = ("converging", "holding")
 SOURCES = ("inotify-cgroup", "inotify-files", "proc-connector")
 
 
@@ -241,6 +256,10 @@ def _cgroups(moment: Moment) -> Iterator[Sample]:
             yield "cgroup_target_ratio", (cgroup, node), share
         if view.distance is not None:
             yield "cgroup_distance_ratio", (cgroup,), view.distance
+        for reason, size in sorted((dict.fromkeys(LEFT_OUT, 0) | dict(view.left_out)).items()):
+            yield "cgroup_left_out_bytes", (cgroup, reason), size
+        for work in WORK:
+            yield "cgroup_moved_bytes_total", (cgroup, work), moment.totals.moved_by_cgroup_work.get((cgroup, work), 0)
         for outcome in Outcome:
             yield "cgroup_tasks", (cgroup, outcome), sum(task.outcome == outcome for task in view.tasks)
 

@@ -26,6 +26,8 @@ class TaskView:
     policy_now: str
     """What the kernel shows for the thread group leader, as numa_maps writes it."""
     bytes_by_node: Mapping[int, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that are held against no target, by the reason why."""
     distance: float | None = None
     """Total variation, 0 to 1, between where the pages are and where they should be; None where not measured."""
     last_action: str = ""
@@ -43,6 +45,8 @@ class CgroupView:
     target_shares: Mapping[int, float]
     distance: float | None
     """None where nothing was measured yet, or there is no target."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of its processes that are held against no target, by the reason why."""
 
 
 @dataclass(frozen=True, slots=True)

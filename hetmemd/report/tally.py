@@ -21,6 +21,8 @@ MOVE_BUCKETS = (1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 
 _MOST_REASONS = 100
 """Label values that come from elsewhere are few and fixed; should one ever hold a number, it must not grow for ever."""
 
+_MOST_CGROUPS = 4096
+
 OTHER = "other"
 
 
@@ -62,6 +64,7 @@ class Totals:
     pages_by_source_target: dict[tuple[int, int], int]
     bytes_by_source_target: dict[tuple[int, int], int]
     failed_pages_by_reason: dict[str, int]
+    moved_by_cgroup_work: dict[tuple[str, str], int]
     events_by_source: dict[str, int]
     losses_by_source: dict[str, int]
     scans: int
@@ -84,6 +87,7 @@ class Tally:
         self._pages: Counter[tuple[int, int]] = Counter()
         self._bytes: Counter[tuple[int, int]] = Counter()
         self._failed_pages: Counter[str] = Counter()
+        self._cgroup_bytes: dict[tuple[str, str], int] = {}
         self._events: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._scans = 0
@@ -135,6 +139,16 @@ class Tally:
                 reason = OTHER
             self._failed_pages[reason] += pages
 
+    def cgroup_moved(self, cgroup: str, work: str, size: int) -> None:
+        """`size` bytes were moved for a process of the cgroup, `converging` or `holding`. The cgroups for which nothing
+        was moved for longest are forgotten where there are too many: they come and go."""
+        if not size:
+            return
+        with self._lock:
+            self._cgroup_bytes[cgroup, work] = self._cgroup_bytes.pop((cgroup, work), 0) + size
+            while len(self._cgroup_bytes) > _MOST_CGROUPS:
+                del self._cgroup_bytes[next(iter(self._cgroup_bytes))]
+
     def event(self, source: str, count: int = 1) -> None:
         with self._lock:
             self._events[source] += count
@@ -173,6 +187,7 @@ class Tally:
                 pages_by_source_target=dict(self._pages),
                 bytes_by_source_target=dict(self._bytes),
                 failed_pages_by_reason=dict(self._failed_pages),
+                moved_by_cgroup_work=dict(self._cgroup_bytes),
                 events_by_source=dict(self._events),
                 losses_by_source=dict(self._losses),
                 scans=self._scans,

@@ -25,9 +25,9 @@ import numpy as np
 from hetmemd.kernel import pages, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
-from hetmemd.memory import plan
-from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.rebalance import CALL_SECONDS, Pace, ProcessPass, StepResult
+from hetmemd.memory import plan, targets
+from hetmemd.memory.moving import CALL_SECONDS, Pace
+from hetmemd.memory.rebalance import ProcessPass, StepResult
 
 ROOT = Root()
 CHILD = Path(__file__).parents[1] / "guest" / "memory_child.py"
@@ -88,7 +88,7 @@ class SameBatches(Pace):
 def whole_pass(child: Child, home: int, node: int, pace: Pace, seconds: float) -> list[StepResult]:
     """All that a pass does, numa_maps and planning included."""
     process = procfs.identify(ROOT, child.popen.pid)
-    mover = ProcessPass(ROOT, process, plan.ratio({home: 3, node: 1}), headroom=Headroom(ROOT), pace=pace)
+    mover = ProcessPass(ROOT, process, targets.all_of(plan.ratio({home: 3, node: 1})), pace=pace)
     results = [mover.step(1 << 40, seconds)]
     while not results[-1].done:
         results.append(mover.step(1 << 40, seconds))

@@ -43,7 +43,8 @@ def main() -> None:
     skip = -base % HUGE
     if kind == "ballast":
         for place in range(skip, skip + size, HUGE):
-            area[place : place + HUGE] = bytes([1]) * HUGE
+            length = min(HUGE, skip + size - place)
+            area[place : place + length] = bytes([1]) * length
         print(base + skip, size, flush=True)
         sys.stdin.read()
         return

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from hetmemd.kernel import pages, procfs, zoneinfo
 from hetmemd.kernel.root import Root
-from hetmemd.memory import headroom, measure, plan
+from hetmemd.memory import headroom, measure, plan, targets
 from hetmemd.memory.rebalance import ProcessPass, StepResult
 
 pytestmark = pytest.mark.lab
 ROOT = Root()
 CHILD = Path(__file__).with_name("memory_child.py")
 PATIENCE = 240.0
-THREE_TO_ONE = plan.ratio({0: 3, 1: 1})
+THREE_TO_ONE = targets.all_of(plan.ratio({0: 3, 1: 1}))
 
 
 class Child:
@@ -65,6 +65,7 @@ def run(mover: ProcessPass, allow: int = 64 << 20) -> list[StepResult]:
     results = [mover.step(allow)]
     while not results[-1].done:
         assert time.monotonic() < deadline
+        time.sleep(results[-1].wait)
         results.append(mover.step(allow))
     return results
 
@@ -85,7 +86,7 @@ def test_small_pages_reach_the_ratio(children: list[Child]) -> None:
     child = Child(256, "small")
     children.append(child)
     assert (child.nodes() == 0).all()
-    before = measure.measure(ROOT, child.popen.pid).bytes_by_node
+    before = measure.measure(ROOT, child.popen.pid, THREE_TO_ONE).bytes_by_node
     results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
     after = child.nodes()
     assert abs((after == 1).mean() - 0.25) < 0.005
@@ -95,13 +96,13 @@ def test_small_pages_reach_the_ratio(children: list[Child]) -> None:
         assert np.abs(ones[length:] - ones[:-length] - length / 4).max() <= 1
     # As many moves as there are pages on the other node now: none was moved twice, none in vain. (A few pages of its
     # files may have been there before.)
-    found = measure.measure(ROOT, child.popen.pid)
+    found = measure.measure(ROOT, child.popen.pid, THREE_TO_ONE)
     away, back = (sum(result.moved.get(way, (0, 0))[1] for result in results) for way in ((0, 1), (1, 0)))
     assert away - back == found.bytes_by_node[1] - before.get(1, 0)
     assert back <= before.get(1, 0)
     assert moved(results) == sum(result.planned for result in results)
     assert failed(results) == {}
-    assert found.distance(THREE_TO_ONE) < 0.005
+    assert found.distance < 0.005
 
     again = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
     assert sum(result.planned for result in again) == 0
@@ -117,7 +118,7 @@ def test_an_allowance_is_kept(children: list[Child]) -> None:
     results = run(mover, 100 * 4096)
     assert max(result.bytes_moved for result in results) <= 100 * 4096
     assert (child.nodes() == 1).mean() == 0.25
-    nothing = ProcessPass(ROOT, child.process, plan.ratio({0: 1, 1: 1})).step(0)
+    nothing = ProcessPass(ROOT, child.process, targets.all_of(plan.ratio({0: 1, 1: 1}))).step(0)
     assert nothing.bytes_moved == 0
     assert nothing.needs == 4096
     assert not nothing.done
@@ -176,11 +177,11 @@ def test_huge_pages_with_holes_move_whole(children: list[Child]) -> None:
 def test_a_mask_takes_what_is_outside(children: list[Child]) -> None:
     child = Child(16, "small")
     children.append(child)
-    assert moved(run(ProcessPass(ROOT, child.process, plan.within([0, 1])))) == 0
-    results = run(ProcessPass(ROOT, child.process, plan.within([1])))
+    assert moved(run(ProcessPass(ROOT, child.process, targets.all_of(plan.within([0, 1]))))) == 0
+    results = run(ProcessPass(ROOT, child.process, targets.all_of(plan.within([1]))))
     assert (child.nodes() == 1).all()
     # All its own memory went along; what is left on node 0 it shares with other programs.
-    found = measure.measure(ROOT, child.popen.pid)
+    found = measure.measure(ROOT, child.popen.pid, THREE_TO_ONE)
     assert set(found.bytes_by_node) == {1}, (found, failed(results))
     assert child.verdict() == "intact"
 

@@ -16,12 +16,13 @@ import pytest
 from hetmemd.kernel import folios, pages, procfs
 from hetmemd.kernel.pagemap import Pagemap, Presence
 from hetmemd.kernel.root import Root
-from hetmemd.memory import measure, plan, regions
+from hetmemd.memory import measure, plan, regions, targets
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.memory.regions import Region
 
 pytestmark = pytest.mark.root
 ROOT = Root()
+ON_NODE_0 = targets.all_of(plan.ratio({0: 1}))
 TARGET = Path(__file__).with_name("memory_layout.py")
 
 
@@ -99,13 +100,13 @@ def test_scattered_pages_are_counted(layout: Layout) -> None:
 
 
 def test_the_measurement_is_the_sum_of_the_regions(layout: Layout) -> None:
-    found = measure.measure(ROOT, layout.pid)
+    found = measure.measure(ROOT, layout.pid, targets.all_of(plan.ratio({0: 3, 1: 1})))
     acted_on = [region for region in regions.read(ROOT, layout.pid) if not region.left_out]
     assert sum(found.bytes_by_node.values()) == sum(region.pages for region in acted_on) * 4096
     assert found.left_out["shm"][0] >= 8 * 4096
     assert found.left_out["bound"][0] == 4 * 4096
-    assert found.distance(plan.ratio({0: 1})) == 0
-    assert found.distance(plan.ratio({0: 3, 1: 1})) == pytest.approx(0.25)
+    assert found.distance == pytest.approx(0.25)
+    assert measure.measure(ROOT, layout.pid, ON_NODE_0).distance == 0
 
 
 def present(layout: Layout, name: str, scan: bool, most: int = 1 << 20) -> list[Presence]:
@@ -181,19 +182,21 @@ def test_query(layout: Layout) -> None:
 def test_a_pass_over_what_is_right_moves_nothing(layout: Layout) -> None:
     process = procfs.identify(ROOT, layout.pid)
     for target in (plan.ratio({0: 1}), plan.within([0])):
-        mover = ProcessPass(ROOT, process, target)
+        mover = ProcessPass(ROOT, process, targets.all_of(target))
         results = [mover.step(1 << 30)]
         while not results[-1].done:
             results.append(mover.step(1 << 30))
         assert sum(result.planned for result in results) == 0
         assert sum(result.bytes_moved for result in results) == 0
         examined = sum(result.examined for result in results) * 4096
-        assert examined == pytest.approx(sum(measure.measure(ROOT, layout.pid).bytes_by_node.values()), rel=0.05)
+        assert examined == pytest.approx(
+            sum(measure.measure(ROOT, layout.pid, ON_NODE_0).bytes_by_node.values()), rel=0.05
+        )
 
 
 def test_a_node_that_is_not_there_takes_nothing(layout: Layout) -> None:
     process = procfs.identify(ROOT, layout.pid)
-    mover = ProcessPass(ROOT, process, plan.ratio({0: 1, 900: 1}))
+    mover = ProcessPass(ROOT, process, targets.all_of(plan.ratio({0: 1, 900: 1})))
     results = [mover.step(1 << 30)]
     while not results[-1].done:
         results.append(mover.step(1 << 30))
@@ -203,20 +206,20 @@ def test_a_node_that_is_not_there_takes_nothing(layout: Layout) -> None:
 
 def test_another_process_under_the_same_pid_is_not_touched(layout: Layout) -> None:
     process = procfs.identify(ROOT, layout.pid)
-    result = ProcessPass(ROOT, process._replace(start=process.start + 1), plan.ratio({0: 1})).step(1 << 30)
+    result = ProcessPass(ROOT, process._replace(start=process.start + 1), ON_NODE_0).step(1 << 30)
     assert (result.done, result.gone, result.examined) == (True, True, 0)
 
 
 def test_a_process_that_ended_is_gone() -> None:
     ended = subprocess.Popen(["true"])
     process = procfs.identify(ROOT, ended.pid)
-    mover = ProcessPass(ROOT, process, plan.ratio({0: 1}))
+    mover = ProcessPass(ROOT, process, ON_NODE_0)
     # It is not reaped yet: a zombie.
     while procfs.stat(ROOT, ended.pid).state != "Z":
         pass
     assert mover.step(0).gone
     ended.wait()
-    result = ProcessPass(ROOT, process, plan.ratio({0: 1})).step(0)
+    result = ProcessPass(ROOT, process, ON_NODE_0).step(0)
     assert (result.done, result.gone) == (True, True)
 
 
@@ -243,8 +246,8 @@ def test_a_dead_leader_has_living_threads() -> None:
         tid = int(popen.stdout.readline())
         assert regions.living_thread(ROOT, popen.pid) == tid
         assert regions.read(ROOT, popen.pid) == []
-        assert measure.measure(ROOT, popen.pid, tid).bytes_by_node[0] > 0
-        mover = ProcessPass(ROOT, procfs.identify(ROOT, popen.pid), plan.ratio({0: 1}))
+        assert measure.measure(ROOT, popen.pid, ON_NODE_0, tid).bytes_by_node[0] > 0
+        mover = ProcessPass(ROOT, procfs.identify(ROOT, popen.pid), ON_NODE_0)
         results = [mover.step(0)]
         while not results[-1].done:
             results.append(mover.step(0))

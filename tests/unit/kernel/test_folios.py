@@ -28,7 +28,7 @@ def known(tmp_path: Path) -> Generator[folios.Frames, None, None]:
 @given(st.lists(st.integers(0, COUNT + 50), max_size=60))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flags_come_in_the_order_asked_for(known: folios.Frames, wanted: list[int]) -> None:
-    found = known.flags(np.array(wanted, dtype=np.int64))
+    found = known.values(np.array(wanted, dtype=np.int64))
     assert found.tolist() == [frame if frame < COUNT else 0 for frame in wanted]
 
 

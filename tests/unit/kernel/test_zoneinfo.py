@@ -68,6 +68,7 @@ def test_watermarks_are_summed_over_zones_that_have_memory() -> None:
 def root(tmp_path: Path) -> Root:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/zoneinfo").write_text(TEXT)
+    (tmp_path / "proc/buddyinfo").write_text("Node 1, zone   Normal" + 10 * "    0" + "  900\n")
     return Root(tmp_path)
 
 
@@ -85,13 +86,28 @@ def test_the_reserve_stands_above_the_high_watermark() -> None:
 def test_room(root: Root) -> None:
     room = headroom.Headroom(root).room
     fill(root, 1, "nr_free_pages 90000\nnr_inactive_file 0\nnr_dirty 0\nnr_writeback 0\n")
-    assert room(1) == room(1, huge=True) == 76000
+    assert room(1) == 76000
     # Clean cache is given up for small pages, half of it at most.
     fill(root, 1, "nr_free_pages 14000\nnr_inactive_file 5000\nnr_dirty 900\nnr_writeback 100\n")
     assert room(1) == 2000
-    assert room(1, huge=True) == 0
+    assert room(1, 512) == 0
     fill(root, 1, "nr_free_pages 9000\nnr_inactive_file 0\n")
     assert room(1) == 0
+
+
+def test_a_folio_needs_a_block_that_it_fits_into(root: Root) -> None:
+    room = headroom.Headroom(root).room
+    fill(root, 1, "nr_free_pages 90000\nnr_inactive_file 0\n")
+    blocks = "Node 0, zone   Normal      9      9      9      9      9      9      9      9      9      9      9\n"
+    blocks += "Node 1, zone      DMA      1      0      0      0      0      0      0      0      0      0      0\n"
+    blocks += "Node 1, zone  Movable    700     50      0      0      7      0      0      0      0      1      2\n"
+    root.path("/proc/buddyinfo").write_text(blocks)
+    assert zoneinfo.free_blocks(root, 1) == [701, 50, 0, 0, 7, 0, 0, 0, 0, 1, 2]
+    assert room(1, 512) == (1 + 2 * 2) * 512
+    assert room(1, 16) == 7 * 16 + 5 * 512
+    assert room(1) == 76000
+    fill(root, 1, "nr_free_pages 15000\nnr_inactive_file 0\n")
+    assert room(1, 512) == 1000
 
 
 def test_a_node_without_memory_or_gone_has_no_room(root: Root) -> None:

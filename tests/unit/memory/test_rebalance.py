@@ -12,8 +12,10 @@ from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan
-from hetmemd.memory.rebalance import CALL_SECONDS, Pace, ProcessPass, spans
-from hetmemd.memory.regions import ACTED_ON, Region
+from hetmemd.memory.moving import CALL_SECONDS, Pace
+from hetmemd.memory.rebalance import ProcessPass
+from hetmemd.memory.regions import Region
+from hetmemd.memory.targets import Span, all_of, spans
 
 
 @given(st.floats(0, 0.01), st.floats(1e-7, 1e-4))
@@ -54,10 +56,13 @@ def test_spans_join_neighbours_and_leave_out_what_is_not_acted_on() -> None:
         region(70, 80, pages_by_node={}),
         region(80, 90, "stack", mapmax=2),
     ]
-    assert spans(found, ACTED_ON) == [(0, 20), (60, 70), (80, 90)]
-    assert spans(found, frozenset({"heap"})) == [(10, 20)]
+    target, heap = plan.ratio({0: 1}), plan.ratio({1: 1})
+    assert spans(found, all_of(target)) == [Span(0, 20, target), Span(60, 70, target), Span(80, 90, target)]
+    each = {"anon": target, "heap": heap}
+    assert spans(found[:3], lambda region: each.get(region.kind)) == [Span(0, 10, target), Span(10, 20, heap)]
+    assert [span[:2] for span in spans(found, all_of(target, 2))] == [(0, 20), (30, 40), (50, 70), (80, 90)]
 
 
 def test_a_folder_has_no_pages_to_move(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="running system"):
-        ProcessPass(Root(tmp_path), ProcessId(1, 1), plan.ratio({0: 1}))
+        ProcessPass(Root(tmp_path), ProcessId(1, 1), all_of(plan.ratio({0: 1})))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hetmemd.kernel.root import Root
-from hetmemd.memory import measure, regions
+from hetmemd.memory import measure, plan, regions, targets
 
 MAPS = """\
 300000-301000 ---p 00000000 00:00 0
@@ -72,8 +72,14 @@ def test_regions(root: Root) -> None:
     assert found[8].page_size == 2 << 20
 
 
+@pytest.fixture
+def status(root: Root) -> None:
+    root.path("/proc/7/status").write_text("Name:\tapp\nVmSwap:\t      12 kB\n")
+
+
+@pytest.mark.usefixtures("status")
 def test_measurement(root: Root) -> None:
-    found = measure.measure(root, 7)
+    found = measure.measure(root, 7, targets.all_of(plan.ratio({0: 1})))
     assert found.bytes_by_node == {0: 70 * 4096, 1: 552 * 4096}
     assert found.left_out == {
         "bound": {1: 5 * 4096},
@@ -81,11 +87,29 @@ def test_measurement(root: Root) -> None:
         "shm": {0: 3 * 4096},
         "hugetlb": {0: 2 << 20, 1: 2 << 20},
     }
-    twice = measure.total([found, found])
-    assert twice.bytes_by_node == {0: 140 * 4096, 1: 1104 * 4096}
-    assert twice.left_out["bound"] == {1: 10 * 4096}
+    assert found.swapped == 12 * 1024
+    assert found.distance == pytest.approx(552 / 622)
+
+
+@pytest.mark.usefixtures("status")
+def test_each_region_is_held_against_its_own_target(root: Root) -> None:
+    """The heap (60, 40) against 1:1, the stack (0, 512) against node 0, and of the rest nothing."""
+    by_kind: dict[str, plan.Target] = {"heap": plan.ratio({0: 1, 1: 1}), "stack": plan.within([0])}
+    found = measure.measure(root, 7, lambda region: by_kind.get(region.kind))
+    assert found.bytes_by_node == {0: 60 * 4096, 1: 552 * 4096}
+    assert found.misplaced == pytest.approx((10 + 512) * 4096)
+    assert found.left_out["unasked"] == {0: 10 * 4096}
+
+
+@pytest.mark.usefixtures("status")
+def test_what_others_map_takes_part_where_they_may_all_agree(root: Root) -> None:
+    """`shared = "move"`: libc's pages are mapped 40 times, the buffer's once."""
+    target = plan.ratio({0: 1})
+    for mappers, left_out in ((0, {"shm", "shared"}), (1, {"shared"}), (39, {"shared"}), (40, set())):
+        found = measure.measure(root, 7, targets.all_of(target, mappers))
+        assert set(found.left_out) & {"shm", "shared"} == left_out
 
 
 def test_a_process_that_is_not_there(root: Root) -> None:
     with pytest.raises(FileNotFoundError):
-        measure.measure(root, 8)
+        measure.measure(root, 8, targets.all_of(plan.ratio({0: 1})))

@@ -155,7 +155,7 @@ def test_sources_count_once_however_they_are_counted() -> None:
 
 
 def test_every_reason_that_is_ever_given_is_counted_from_zero() -> None:
-    from hetmemd.memory.rebalance import REASONS
+    from hetmemd.memory.moving import REASONS
 
     assert {*metrics.PAGE_FAILURES, OTHER} == {*REASONS}
     pattern = re.compile(r'Outcome\.([A-Z]+), "([a-z-]+)"')

@@ -1,0 +1,254 @@
+"""Moving folios to where they belong, one bounded call at a time, and knowing what became of each.
+
+One call has one destination: the kernel starts anew at every change of it. What its statuses say is why a page did not
+move; whether it moved is asked afterwards. A page that is pinned or under I/O is tried again, later and later, and
+given up after `TRIES`; a node that is full takes nothing more in this pass.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetmemd.kernel import pages
+from hetmemd.memory.headroom import Headroom
+from hetmemd.memory.sharers import Sharers
+
+CALL_SECONDS = 0.02
+"""What one call, and one step, may take: the kernel holds back faults on the pages that it is moving."""
+STALE = 1.0
+"""Seconds after which a plan that waited for its budget is held against the kernel once more."""
+TRIES = 4
+"""Times that a busy page is tried,"""
+FIRST_RETRY = 0.05
+"""seconds before the second time, four times as long before each further one: most I/O is over by then."""
+MOST_WAITING = 65536
+"""Pages that wait to be tried again; what comes on top is given up for this pass."""
+
+REASONS = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone", "other")
+"""Why a page was not moved. busy: pinned or under I/O. shared: mapped by another process too. not-present: freed or
+swapped out meanwhile. node-full: the reserve of the node was reached. no-memory: the kernel found none there. cpuset:
+the task may not use that node. gone: the process ended. other: a node went offline, or somebody else moved the page."""
+
+_OF_STATUS = {-errno.EACCES: "shared", -errno.EBUSY: "busy", -errno.ENOENT: "not-present", -errno.EFAULT: "not-present"}
+_OF_CALL = {errno.ENOMEM: "no-memory", errno.EACCES: "cpuset"}
+
+
+@dataclass(slots=True)
+class Batch:
+    """Moves to one node, of folios of like size."""
+
+    destination: int
+    huge: bool
+    """Folios of more than one page."""
+    addresses: pages.Addresses
+    sizes: NDArray[np.int32]
+    sources: NDArray[np.int16]
+    since: float
+    """When it was planned."""
+    tries: int = 0
+    """Calls that left it busy."""
+    due: float = 0.0
+    """When it may be tried again."""
+    is_together: bool = False
+    """All who map these pages agree: they are moved for all of them."""
+
+    def part(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Batch:
+        return replace(self, addresses=self.addresses[chosen], sizes=self.sizes[chosen], sources=self.sources[chosen])
+
+    @property
+    def pages(self) -> int:
+        return int(self.sizes.sum())
+
+
+class Pace:
+    """How many pages a call can move in its time; what was learned for one process serves for the next."""
+
+    # With fewer, the fixed cost of a call is nearly all of it: it would take as long, and do nothing.
+    FEWEST, MOST = 256, 16384
+
+    def __init__(self) -> None:
+        self._pages = {False: 512, True: 512}
+        self._seconds = {False: CALL_SECONDS, True: CALL_SECONDS}
+
+    def pages(self, huge: bool, seconds: float) -> int:
+        expected = self._pages[huge] * seconds / self._seconds[huge]
+        return int(min(max(expected, self.FEWEST), self.MOST))
+
+    def learn(self, huge: bool, moved: int, seconds: float) -> None:
+        """A call of `moved` pages took `seconds`. The estimate at most doubles each time: a call has a fixed cost."""
+        if not moved:
+            return
+        seconds = max(seconds, 1e-6)
+        fastest = 2 * max(self._pages[huge], self.FEWEST) / self._seconds[huge]
+        rate = min(moved / seconds, fastest)
+        self._pages[huge], self._seconds[huge] = max(int(rate * CALL_SECONDS), 1), CALL_SECONDS
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of it, since it was last taken."""
+
+    moved: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Pages by (from, to)."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Pages that were given up, by REASONS."""
+    pages: int = 0
+    """That were moved."""
+    longest: float = 0.0
+    """Seconds of the longest call."""
+
+
+class Mover:
+    """The moves of one pass over one process."""
+
+    def __init__(self, headroom: Headroom, pace: Pace, sharers: Sharers | None = None) -> None:
+        """`sharers` knows which pages may be moved for all who map them; None where none may."""
+        self._headroom = headroom
+        self._pace = pace
+        self._sharers = sharers
+        self._batches: deque[Batch] = deque()
+        self._waiting: deque[Batch] = deque()
+        self._waiting_pages = 0
+        self.refused: dict[int, str] = {}
+        """Nodes that take nothing more in this pass, and why."""
+        self.done = Done()
+
+    def put(self, batch: Batch) -> None:
+        self._batches.append(batch)
+
+    def take(self) -> Done:
+        taken, self.done = self.done, Done()
+        return taken
+
+    @property
+    def has_moves(self) -> bool:
+        """There is something to be moved now."""
+        return bool(self._batches)
+
+    @property
+    def needs(self) -> int:
+        """Pages without which the next call can do nothing; 0 where it needs none."""
+        return int(self._batches[0].sizes[0]) if self._batches else 0
+
+    def give_up(self, reason: str) -> None:
+        for batch in (*self._batches, *self._waiting):
+            self.done.failed[reason] += batch.pages
+        self._batches.clear()
+        self._waiting.clear()
+        self._waiting_pages = 0
+
+    def retry(self) -> float:
+        """Take up what waits and is due. Seconds until the next is due; 0 where something is to be moved now, negative
+        where nothing waits."""
+        now = time.monotonic()
+        while self._waiting and self._waiting[0].due <= now:
+            batch = self._waiting.popleft()
+            self._waiting_pages -= batch.pages
+            self._batches.append(batch)
+        if self._batches:
+            return 0.0
+        return self._waiting[0].due - now if self._waiting else -1.0
+
+    def call(self, tid: int, most_pages: int, seconds: float) -> None:
+        """One call for a part of the first batch: at most so many pages (one folio at least), for about `seconds`."""
+        batch = self._batches.popleft()
+        if reason := self.refused.get(batch.destination):
+            self.done.failed[reason] += batch.pages
+            return
+        if time.monotonic() - batch.since > STALE or batch.tries:
+            batch = self._still_misplaced(tid, batch)
+        if not len(batch.addresses):
+            return
+        largest = int(batch.sizes.max())
+        room = self._headroom.room(batch.destination, largest)
+        if room < largest:
+            self._refuse(batch, "node-full")
+            return
+        most = min(self._pace.pages(batch.huge, seconds), most_pages, room)
+        count = max(int(np.searchsorted(np.cumsum(batch.sizes), most, side="right")), 1)
+        if count < len(batch.addresses):
+            self._batches.appendleft(batch.part(slice(count, None)))
+            batch = batch.part(slice(count))
+        flags = pages.MPOL_MF_MOVE_ALL if batch.is_together else pages.MPOL_MF_MOVE
+        begin = time.monotonic()
+        call = pages.move(tid, batch.addresses, batch.destination, flags)
+        took = time.monotonic() - begin
+        self.done.longest = max(self.done.longest, took)
+        self._account(tid, batch, call, took)
+
+    def _still_misplaced(self, tid: int, batch: Batch) -> Batch:
+        """What of a batch that waited is where it was."""
+        nodes = pages.query(tid, batch.addresses)
+        self.done.failed["not-present"] += int(batch.sizes[nodes < 0].sum())
+        self.done.failed["other"] += int(batch.sizes[(nodes >= 0) & (nodes != batch.sources)].sum())
+        return batch.part(nodes == batch.sources)
+
+    def _account(self, tid: int, batch: Batch, call: pages.MoveCall, took: float) -> None:
+        """What became of each folio: where it is now decides, the statuses only say why not."""
+        now = pages.query(tid, batch.addresses)
+        moved = now == batch.destination
+        count = int(batch.sizes[moved].sum())
+        self.done.pages += count
+        self._pace.learn(batch.huge, count, took)
+        for source in np.unique(batch.sources[moved]).tolist():
+            self.done.moved[source, batch.destination] += int(batch.sizes[moved & (batch.sources == source)].sum())
+        if moved.all():
+            return
+        left = ~moved
+        absent = left & (now < 0)
+        self.done.failed["not-present"] += int(batch.sizes[absent].sum())
+        left &= ~absent
+        # The kernel came to these, and said why not.
+        said = left & (call.statuses != pages.UNWRITTEN)
+        for status in np.unique(call.statuses[said]).tolist():
+            reason = _OF_STATUS.get(status, "other")
+            theirs = batch.part(said & (call.statuses == status))
+            if reason == "busy":
+                self._later(theirs)
+            elif reason == "shared" and self._sharers and not batch.is_together:
+                self._together(tid, theirs)
+            else:
+                self.done.failed[reason] += theirs.pages
+        left &= ~said
+        if not left.any():
+            return
+        rest = batch.part(left)
+        if call.result < 0:
+            self._refuse(rest, _OF_CALL.get(-call.result, "other"))
+        elif self._headroom.room(batch.destination, int(rest.sizes.max())) < rest.pages:
+            self._refuse(rest, "node-full")
+        elif count * 2 >= batch.pages:
+            # It stopped at a page that would not move; those behind it were not tried.
+            self._batches.append(rest)
+        else:
+            self._later(rest)
+
+    def _later(self, batch: Batch) -> None:
+        """Busy: tried again after a while, if it was not too often already."""
+        if batch.tries + 1 >= TRIES or self._waiting_pages + batch.pages > MOST_WAITING:
+            self.done.failed["busy"] += batch.pages
+            return
+        due = time.monotonic() + FIRST_RETRY * 4**batch.tries
+        later = replace(batch, tries=batch.tries + 1, due=due)
+        self._waiting_pages += later.pages
+        place = next((at for at, other in enumerate(self._waiting) if other.due > due), len(self._waiting))
+        self._waiting.insert(place, later)
+
+    def _together(self, tid: int, batch: Batch) -> None:
+        """Mapped by others too: moved for all of them where they all agree."""
+        assert self._sharers is not None
+        agreed = self._sharers.agree(tid, batch.addresses, batch.sizes)
+        self.done.failed["shared"] += batch.part(~agreed).pages
+        if agreed.any():
+            self._batches.append(replace(batch.part(agreed), is_together=True))
+
+    def _refuse(self, batch: Batch, reason: str) -> None:
+        """The batch and all else that was to go to this node is given up."""
+        self.done.failed[reason] += batch.pages
+        self.refused[batch.destination] = reason
