@@ -1,8 +1,9 @@
 """Which pages may be moved for all who map them: those whose every mapping is in a process that agreed to it.
 
-A page that a child shares after a fork, of shared memory or of a file is mapped several times. The kernel says how often
-(/proc/kpagecount), and the page tables of the processes that agree say where they map it: where these are as many, there
-is nobody else. Pages that KSM merged lie at addresses that have nothing to do with each other, and are so never found.
+A page that a child shares after a fork, of shared memory or of a file is mapped several times. The kernel says how
+often (/proc/kpagecount), and the page tables of the processes that agree say where they map it: where these are as
+many, there is nobody else. Pages that KSM merged lie at addresses that have nothing to do with each other, and are so
+never found.
 """
 
 from __future__ import annotations
