@@ -22,20 +22,20 @@ class Match:
     """A table of a masked file would have matched (F1)."""
 
 
-def precedence(table: Table) -> tuple[int, bool, int, int, int]:
-    """Less is stronger, the file's name left to a sort before: directory, specificity, later table (M1)."""
+def _precedence(table: Table) -> tuple[int, bool, int, int]:
+    """Less is stronger: directory, specificity (M1)."""
     exact, prefix, length = table.pattern.specificity
-    return (table.strength, not exact, -prefix, -length, -table.index)
+    return (table.strength, not exact, -prefix, -length)
 
 
 class Matcher:
     """Tables in their order of strength. Asked for one cgroup after the other, parents first."""
 
     def __init__(self, tables: Iterable[Table], masked: Iterable[tuple[Table, str]] = ()) -> None:
-        # Stable sorts, the least important last: within a file the later table, then the later file.
-        ordered = sorted(tables, key=lambda table: -table.index)
-        ordered.sort(key=lambda table: os.fsencode(table.name), reverse=True)
-        ordered.sort(key=lambda table: precedence(table)[:4])
+        # Stable sorts, the least important first: the later table, the later file. Its path decides nothing but between
+        # namesakes that `check` was given from anywhere.
+        ordered = sorted(tables, key=lambda table: (os.fsencode(table.name), table.file, table.index), reverse=True)
+        ordered.sort(key=_precedence)
         self._tables = ordered
         self._masked = list(masked)
         self._why: dict[tuple[int, int], Loser] = {}

@@ -209,7 +209,7 @@ class _Placing:
         if home is not None and self._wall is not None and home not in self._wall:
             self._decided("I5", f"home_node {home} is outside of the wall {_list(self._wall)} and left out")
             return None
-        if home is not None and home not in self._machine.memory_nodes:
+        if home is not None and home not in self._machine.nodes:
             self._decided("I6", f"home_node {home} does not exist on this machine and is left out")
             return None
         return home

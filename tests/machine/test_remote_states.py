@@ -159,13 +159,13 @@ def test_worker_threads_of_the_kernel(built: Built, acting: Acting) -> None:
         assert target.finish() == "alive\n"
 
 
-def test_kernel_threads(acting: Acting) -> None:
+def test_T5_kernel_threads_are_not_touched(acting: Acting) -> None:
     kthreadd = procfs.identify(ROOT, 2)
     (result,) = acting.apply(kthreadd, INTERLEAVE)
     assert (result.outcome, result.reason) == (Outcome.UNSTEERABLE, "kernel-thread")
 
 
-def test_init_the_daemon_and_the_tracer(acting: Acting) -> None:
+def test_T5_neither_are_init_the_daemon_and_the_tracer(acting: Acting) -> None:
     (init,) = acting.apply(procfs.identify(ROOT, 1), INTERLEAVE, [1])
     assert (init.outcome, init.reason) == (Outcome.REFUSED, "init")
     assert acting.tracer.pid

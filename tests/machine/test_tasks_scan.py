@@ -42,7 +42,7 @@ def test_the_tree_agrees_with_the_kernel(own: OwnCgroup) -> None:
     assert not scan.threads(ROOT, changes.appeared[0])
 
 
-def test_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
+def test_T1_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
     """The leader's cgroup has the process, the other cgroup only the thread."""
     path = own.make("threaded")
     (own.directory / "threaded" / "cgroup.type").write_text("threaded")

@@ -18,6 +18,7 @@ def machine(
     *nodes: tuple[str, int | None],
     table: dict[int, int] | None = None,
     tiers: Mapping[int, int] | None = None,
+    memoryless: Iterable[int] = (),
 ) -> Machine:
     """Nodes as (CPUs, MB/s); a CPU-less one is nearest to the node of the same place in the first half."""
     found: dict[int, Node] = {}
@@ -32,6 +33,7 @@ def machine(
             bandwidth=bandwidth,
             tier=(tiers or {}).get(number),
             initiators=frozenset({best}),
+            has_memory=number not in memoryless,
         )
     return Machine(found, table)
 

@@ -1,16 +1,13 @@
-"""What is issued (I6, L5): selectors, weights, flags, and what blocks."""
+"""What a request comes to: selectors, weights, shares, and what blocks. The rules have theirs in test_rules_issued."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from hetmemd.kernel.features import Features
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.policy.effective import Effective, Placement, fold
 from hetmemd.policy.resolve import CgroupFacts
-from tests.unit.policy.given import DRAM_CXL, TWO_SOCKETS, machine, nodes_of, policy, resolved
+from tests.unit.policy.given import TWO_SOCKETS, machine, nodes_of, policy, resolved
 
 
 def weights_of(effective: Effective) -> dict[int, int]:
@@ -18,79 +15,11 @@ def weights_of(effective: Effective) -> dict[int, int]:
     return dict(effective.placement.weights)
 
 
-def test_I6_static_is_issued_unless_relative_is_asked_for() -> None:
-    static = resolved("/a", policy("/a", "bind", "0-1")).placement
-    relative = resolved("/a", policy("/a", "bind", "0-5", flags=["relative", "balancing"])).placement
-    assert static is not None and static.mempolicy == Mempolicy(Mode.BIND, frozenset({0, 1}), Flag.STATIC_NODES)
-    assert relative is not None
-    flags = Flag.RELATIVE_NODES | Flag.NUMA_BALANCING
-    assert relative.mempolicy == Mempolicy(Mode.BIND, frozenset(range(6)), flags)
-
-
-def test_L5_a_kernel_that_does_not_take_balancing_is_told_of() -> None:
-    here = replace(DRAM_CXL, features=Features(balancing=frozenset({Mode.BIND})))
-    many = resolved("/a", policy("/a", "preferred-many", flags=["balancing"]), on=here)
-    assert many.state == "active" and "L5" in many.rules
-    assert "this kernel does not take balancing with preferred-many: it is left out" in many.notes
-    assert "L5" not in resolved("/a", policy("/a", "bind", flags=["balancing"]), on=here).rules
-
-
-def test_L5_a_kernel_without_the_mode_blocks() -> None:
-    here = replace(DRAM_CXL, features=Features(modes=frozenset({Mode.DEFAULT, Mode.BIND})))
-    many = resolved("/a", policy("/a", "preferred-many"), on=here)
-    assert (many.state, many.placement) == ("blocked", None)
-    assert "blocked: this kernel has no mode preferred-many" in many.notes
-    assert resolved("/a", policy("/a", "weighted-interleave"), on=here).state == "active"
-
-
 def test_a_tier_that_is_not_there_is_told_with_those_that_are() -> None:
     effective = resolved("/a", policy("/a", "bind", "tier:7"))
     assert effective.state == "blocked"
     assert "selects no node of this machine, whose memory tiers are 4, 22" in "".join(effective.notes)
     assert "not told by the kernel" in "".join(resolved("/a", policy("/a", "bind", "tier:7"), on=TWO_SOCKETS).notes)
-
-
-@pytest.mark.parametrize("mode", ["default", "local"])
-def test_I6_no_flag_with_modes_without_nodes(mode: str) -> None:
-    placement = resolved("/a", policy("/a", mode)).placement
-    assert placement is not None and placement.mempolicy.flags == Flag(0)
-    assert (mode == "default") == (placement.mempolicy == DEFAULT)
-
-
-def test_I6_the_request_is_not_cut_by_the_cpuset() -> None:
-    effective = resolved("/a", policy("/a", "interleave", "0-1"), facts={"/a": CgroupFacts(mems=frozenset({1}))})
-    assert nodes_of(effective) == {0, 1}
-    assert effective.placement is not None and effective.placement.shares(frozenset({1})) == {1: 1.0}
-
-
-def test_I6_a_disjoint_cpuset_blocks() -> None:
-    effective = resolved("/a", policy("/a", "interleave", "0"), facts={"/a": CgroupFacts(mems=frozenset({1}))})
-    assert (effective.state, effective.placement) == ("blocked", None)
-    assert effective.wanted is not None and effective.wanted.mempolicy.nodes == {0}
-    assert "I6" in effective.rules
-
-
-def test_I6_a_child_has_its_parents_cpuset_where_it_has_none() -> None:
-    effective = resolved("/a/b", policy("/a/b", "bind", "0"), facts={"/a": CgroupFacts(mems=frozenset({1}))})
-    assert effective.state == "blocked"
-
-
-def test_I6_an_empty_cpuset_says_nothing() -> None:
-    nothing: frozenset[int] = frozenset()
-    effective = resolved("/a", policy("/a", "bind", "nearest"), facts={"/a": CgroupFacts(nothing, nothing)})
-    assert nodes_of(effective) == {0, 1}
-
-
-def test_I6_a_node_that_does_not_exist_is_cut() -> None:
-    effective = resolved("/a", policy("/a", "interleave", "1-5"))
-    assert nodes_of(effective) == {1} and effective.state == "active"
-    assert "cut: there is no memory node 2-5 on this machine" in effective.notes
-    assert "I6" in effective.rules
-
-
-def test_I6_cut_to_nothing_is_blocked() -> None:
-    effective = resolved("/a", policy("/a", "interleave", "5"))
-    assert effective.state == "blocked" and effective.placement is None
 
 
 @pytest.mark.parametrize(
@@ -171,17 +100,6 @@ def test_preferred_must_come_to_one_node() -> None:
     assert nodes_of(resolved("/a", policy("/a", "preferred", "dram"))) == {0}
     effective = resolved("/a", policy("/a", "preferred", "dram"), TWO_SOCKETS)
     assert effective.state == "blocked" and any("preferred-many" in note for note in effective.notes)
-
-
-def test_L5_what_the_kernel_does_by_itself_is_said() -> None:
-    other = machine(("0", 300), ("", 100), table={0: 1, 1: 1})
-    none = machine(("0", 300), ("", 100))
-    given = policy("/a", "weighted-interleave", "all", weights={"0": 3, "1": 1})
-    assert "L5" not in resolved("/a", given, DRAM_CXL).rules
-    for on, says in ((other, "table says 1:1"), (none, "before 6.9")):
-        effective = resolved("/a", given, on)
-        assert effective.state == "active" and "L5" in effective.rules
-        assert any(says in note and "3:1" in note for note in effective.notes)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_calls_of_a_32_bit_program(make: Make, syscall: str, expected: tuple[Out
     assert said(lambda: precheck.thread(target, TID, precheck.living(target, TID), is_64bit=False)) == expected
 
 
-def test_who_is_never_touched() -> None:
+def test_T5_who_is_never_touched() -> None:
     assert said(lambda: precheck.identity(1, frozenset())) == (Outcome.REFUSED, "init")
     assert said(lambda: precheck.identity(7, frozenset({7, 8}))) == (Outcome.REFUSED, "self")
     assert said(lambda: precheck.identity(9, frozenset({7, 8}))) is None

@@ -47,7 +47,7 @@ def test_a_domain_lists_its_processes(tmp_path: Path) -> None:
     assert scan.processes(root, the(root, "/a")) == [7, 8]
 
 
-def test_a_threaded_domain_lists_only_leaders_of_its_own(tmp_path: Path) -> None:
+def test_T1_a_threaded_domain_lists_only_leaders_of_its_own(tmp_path: Path) -> None:
     root = machine(tmp_path)
     cgroup(root, "/a", type="domain threaded\n", procs="7\n8\n9\n", threads="7\n81\n91\n")
     task(root, 7, path="/a")
