@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.machine.topology import Machine
@@ -23,14 +23,12 @@ class Verb(enum.Enum):
     """The policy is the application's own, and is respected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    verb: Verb
-    policy: Mempolicy
-    """What the thread should carry after it; what it carries, with NOTHING and LEAVE."""
-    outcome: Outcome | None
-    """The word for `status`; None where no policy reaches the thread."""
-    reason: str = ""
+FIRST_WAIT = 1.0
+"""Seconds after which a policy is issued again that the application has replaced; doubled each time."""
+STRIKES = 5
+"""After so many times it is the application's: half a minute, if it never rests."""
+FORGIVEN = 600.0
+"""Seconds of rest after which the count begins anew: to set a policy at a rare occasion is no contest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,18 @@ class Mark:
     """How often that was answered by issuing it again (T4)."""
     at: float = 0.0
     """When it was issued last, seconds of CLOCK_BOOTTIME; 0 where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    verb: Verb
+    policy: Mempolicy
+    """What the thread should carry after it; what it carries, with NOTHING and LEAVE."""
+    outcome: Outcome | None
+    """The word for `status`; None where no policy reaches the thread."""
+    reason: str = ""
+    mark: Mark | None = None
+    """With APPLY: what the ledger has to know before the act."""
 
 
 _KEEPS_ITS_MASK = (Mode.PREFERRED, Mode.PREFERRED_MANY)
@@ -71,37 +81,84 @@ def shows(now: Mempolicy, issued: Mempolicy, allowed: frozenset[int]) -> bool:
     return not nodes_within(issued, allowed) and now.nodes == allowed
 
 
+def carries(now: Mempolicy, allowed: frozenset[int], mark: Mark | None, issued: Collection[Mempolicy]) -> bool:
+    """True if what a thread shows is what hetmemd gave it (T4).
+
+    `issued` is every value that was issued since boot: it decides where the ledger has no `mark`, for values with
+    nodes: `local` alone is too common to be known again.
+    """
+    if mark:
+        values = [value for value in (mark.issued, mark.earlier) if value is not None]
+        # Where the policy is `default`, what hetmemd gave is the absence of what was replaced.
+        return (now != DEFAULT or mark.replaced != DEFAULT) and any(shows(now, value, allowed) for value in values)
+    return now != DEFAULT and any(shows(now, value, allowed) for value in issued if value.mode.takes_nodes)
+
+
 def decide(
     now: Mempolicy,
     wanted: Mempolicy | None,
     allowed: frozenset[int],
     mark: Mark | None,
     issued: Collection[Mempolicy],
+    overrides: bool = False,
+    at: float = 0.0,
 ) -> Decision:
     """Compare one thread's policy `now` (as numa_maps shows it) with the one that should be issued.
 
     `wanted` is None where no policy reaches the thread. `allowed` are the nodes of its `Mems_allowed` that are online
-    with memory. `issued` is every value that was issued since boot: it decides ownership where the ledger has no
-    `mark` (T4), for values with nodes: `local` alone is too common to be known again.
+    with memory. `issued` as in `carries`. `overrides` is `foreign = "override"`. `at` is CLOCK_BOOTTIME.
     """
     blocked = wanted is not None and wanted.mode.takes_nodes and not nodes_within(wanted, allowed)
-    if mark:
-        values = [value for value in (mark.issued, mark.earlier) if value is not None]
-    else:
-        values = [value for value in issued if value.mode.takes_nodes]
-    ours = now != DEFAULT and any(shows(now, value, allowed) for value in values)
-
+    ours = carries(now, allowed, mark, issued)
     if wanted is None or blocked:
         outcome = Outcome.DEFERRED if blocked else None
         reason = "no-allowed-node" if blocked else ""
         if ours:
-            return Decision(Verb.RESTORE, mark.replaced if mark else DEFAULT, outcome, reason)
+            return Decision(Verb.RESTORE, _given_back(mark, allowed), outcome, reason)
         return Decision(Verb.NOTHING, now, outcome, reason)
     if shows(now, wanted, allowed):
         return Decision(Verb.NOTHING, now, Outcome.APPLIED)
-    if now == DEFAULT or ours:
-        return Decision(Verb.APPLY, wanted, None)
-    return Decision(Verb.LEAVE, now, Outcome.FOREIGN, f"own-{now.mode.word}")
+    if ours:
+        kept, before = (mark.replaced, mark.issued) if mark else (DEFAULT, None)
+        return Decision(Verb.APPLY, wanted, None, mark=Mark(wanted, kept, before, at=at))
+    if now != DEFAULT and not overrides:
+        return Decision(Verb.LEAVE, now, Outcome.FOREIGN, f"own-{now.mode.word}")
+    strikes = 0
+    if mark and mark.arrived and mark.issued == wanted:
+        # It was there, and is not any more: the application has set its own again.
+        strikes = mark.strikes + 1
+        if mark.strikes >= STRIKES:
+            return Decision(Verb.LEAVE, now, Outcome.CONTESTED, "set-again")
+        if at - mark.at > FORGIVEN:
+            strikes = 1
+        elif at - mark.at < FIRST_WAIT * 2**mark.strikes:
+            return Decision(Verb.LEAVE, now, Outcome.DEFERRED, "set-again")
+    return Decision(Verb.APPLY, wanted, None, mark=Mark(wanted, _remembered(now), strikes=strikes, at=at))
+
+
+def seen_applied(wanted: Mempolicy, mark: Mark | None, inherited: Mempolicy | None) -> Mark | None:
+    """What the ledger has of a thread that shows what it should. `inherited` is what was replaced in the one that made
+    it, None where that one carries nothing of ours."""
+    if mark is None:
+        keeps = inherited is not None and (wanted != DEFAULT or inherited != DEFAULT)
+        return Mark(wanted, inherited or DEFAULT, arrived=True) if keeps else None
+    if wanted == mark.replaced == DEFAULT:
+        return None
+    if mark.issued != wanted:
+        return Mark(wanted, mark.replaced, arrived=True, at=mark.at)
+    return replace(mark, earlier=None, arrived=True)
+
+
+def _remembered(now: Mempolicy) -> Mempolicy:
+    """A policy as it can be given back later. numa_maps shows the nodes that relative ones came to: those are meant."""
+    return replace(now, flags=now.flags & ~Flag.RELATIVE_NODES)
+
+
+def _given_back(mark: Mark | None, allowed: frozenset[int]) -> Mempolicy:
+    """What was replaced, or the default where the kernel would not take that any more."""
+    if mark is None or (mark.replaced.mode.takes_nodes and not nodes_within(mark.replaced, allowed)):
+        return DEFAULT
+    return mark.replaced
 
 
 def issuable(policy: Mempolicy, machine: Machine) -> Mempolicy:

@@ -61,6 +61,8 @@ class Record:
     outcomes: frozenset[Outcome] = frozenset()
     """Of all its threads."""
     reasons: frozenset[str] = frozenset()
+    contested: frozenset[int] = frozenset()
+    """Threads that are, and were said to be."""
     seen: dict[int, Seen] = field(default_factory=dict)
     """Threads that were settled when they were read last, by tid, the one read longest ago first."""
     generation: int = 0

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hetmemd.engine.decide import Decision, Mark, Verb, decide
+from hetmemd.engine.decide import Decision, Mark, Verb, carries, decide, seen_applied
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, Seen, worst
-from hetmemd.kernel import libc, mempolicy, procfs
+from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
@@ -63,6 +63,8 @@ class Wanted:
     policy: Mempolicy | None
     why: str
     """`file:line` of the table, or the rule that takes it away."""
+    overrides: bool = False
+    """Where the application has a policy of its own, that is replaced (T4)."""
     holds: bool = False
     """Where nothing is wanted: what is there stays all the same (F2)."""
 
@@ -207,39 +209,50 @@ class Steering:
         wanted: Wanted,
     ) -> Seen:
         shown = now
-        decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
-        if now != DEFAULT and decision.outcome is not Outcome.APPLIED and decision.verb is not Verb.RESTORE:
+        at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
+        ours = carries(now, allowed, mark, self._ledger.issued)
+        if now != DEFAULT and not ours and decision.outcome is not Outcome.APPLIED:
             # Foreign, or nobody's business: but the first region may be bound, and hide the thread's own policy.
             exact = regions.task_policy(self._root, record.process.pid, tid)
             if exact is not None and exact != now:
                 now = exact
-                decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued)
+                decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
         if wanted.holds and decision.verb is Verb.RESTORE:
             decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
         return Seen(shown, now, allowed, decision, wanted.policy, wanted.why)
 
     def _keep_marks(self, record: Record, reading: _Reading) -> None:
-        """Marks follow what the kernel shows: of threads that are gone they go, and what was inherited is marked."""
+        """Marks follow what the kernel shows: of threads that are gone or carry nothing of ours they go, and what was
+        inherited is marked."""
         marks = self._ledger.marks(record.process)
         changes: dict[int, Mark | None] = {tid: None for tid in marks if tid not in reading.tids}
-        heirs = bool(marks) or self._is_heir(reading.ppid)
+        inherited = self._inherited(marks, record.process.pid, reading.ppid)
         for tid, seen in reading.threads.items():
-            if seen.decision.outcome is not Outcome.APPLIED or seen.wanted is None or seen.wanted == DEFAULT:
-                continue
             mark = marks.get(tid)
-            if mark is None:
-                if heirs and seen.wanted in self._ledger.issued:
-                    changes[tid] = Mark(seen.wanted)
-            elif mark.issued != seen.wanted or mark.earlier is not None:
-                changes[tid] = Mark(seen.wanted, mark.replaced)
+            if seen.decision.outcome is Outcome.APPLIED and seen.wanted is not None:
+                heritage = inherited if seen.wanted == DEFAULT or seen.wanted in self._ledger.issued else None
+                changes[tid] = seen_applied(seen.wanted, mark, heritage)
+            elif (
+                mark
+                and mark.arrived
+                and seen.wanted is None
+                and not carries(seen.now, seen.allowed, mark, self._ledger.issued)
+            ):
+                changes[tid] = None
+        changes = {tid: mark for tid, mark in changes.items() if mark != marks.get(tid)}
         if changes:
             self._ledger.set_marks(record.process, changes)
 
-    def _is_heir(self, ppid: int) -> bool:
-        try:
-            return bool(self._ledger.marks(procfs.identify(self._root, ppid)))
-        except OSError:
-            return False
+    def _inherited(self, marks: Mapping[int, Mark], pid: int, ppid: int) -> Mempolicy | None:
+        """What hetmemd replaced in the thread that made a new one, as far as can be told: its process's first."""
+        if not marks:
+            try:
+                pid, marks = ppid, self._ledger.marks(procfs.identify(self._root, ppid))
+            except OSError:
+                return None
+        first = marks.get(pid) or next(iter(marks.values()), None)
+        return first.replaced if first else None
 
     # -- acting
 
@@ -263,24 +276,22 @@ class Steering:
     async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:
         """The act itself, with the ledger before and after: a daemon that dies in between still knows its own."""
         before = {tid: self._ledger.marks(record.process).get(tid) for tid in tids}
-        self._ledger.will_issue(policy)
-        if verb is Verb.APPLY and policy != DEFAULT:
-            intents = {
-                tid: Mark(policy, mark.replaced, mark.issued) if mark else Mark(policy) for tid, mark in before.items()
-            }
+        intents: dict[int, Mark | None] = {}
+        if verb is Verb.APPLY:
+            self._ledger.will_issue(policy)
+            intents = {tid: record.seen[tid].decision.mark for tid in tids if tid in record.seen}
             self._ledger.set_marks(record.process, intents)
         # What was looked at may be some time ago by then: an application's own policy, set since, is not overwritten.
         shown = {record.seen[tid].shown for tid in tids if tid in record.seen}
         results = await self._acts.apply(record.process, policy, tids, shown)
         marks: dict[int, Mark | None] = {}
         for result in results:
-            mark = before.get(result.tid)
             record.forget_threads({result.tid})
             if result.outcome is Outcome.APPLIED:
-                replaced = mark.replaced if mark else mempolicy.DEFAULT
-                marks[result.tid] = None if verb is Verb.RESTORE or policy == DEFAULT else Mark(policy, replaced)
+                intent = intents.get(result.tid)
+                marks[result.tid] = seen_applied(policy, intent, None) if intent else None
             elif result.outcome is not Outcome.DEFERRED:
-                marks[result.tid] = mark
+                marks[result.tid] = before.get(result.tid)
             # Deferred may mean that the tracer was killed over it: the intent stays until the kernel is read again.
         self._ledger.set_marks(record.process, marks)
         return results
@@ -305,6 +316,7 @@ class Steering:
                     outcomes.append((Outcome.DEFERRED, "new-threads" if result is None else "changed-again"))
                 else:
                     outcomes.append((result.outcome, result.reason))
+        self._tell_contested(record, reading)
         if reading.partial:
             outcomes.append((Outcome.DEFERRED, "slow-to-read"))
         record.outcome, record.reason = worst(outcomes)
@@ -319,6 +331,20 @@ class Steering:
             record.now = leader.now
         # Only what is settled need not be read again.
         record.forget_threads({tid for tid, seen in reading.threads.items() if not _is_settled(seen.decision)})
+
+    def _tell_contested(self, record: Record, reading: _Reading) -> None:
+        """Said once, when it has come to that."""
+        contested = {tid: seen for tid, seen in reading.threads.items() if seen.decision.outcome is Outcome.CONTESTED}
+        fresh = contested.keys() - record.contested
+        record.contested = frozenset(contested)
+        for policy, why in {(contested[tid].wanted, contested[tid].why) for tid in fresh}:
+            results = [
+                ThreadResult(tid, Outcome.CONTESTED, contested[tid].decision.reason, before=contested[tid].now)
+                for tid in sorted(fresh)
+                if contested[tid].wanted == policy
+            ]
+            if policy is not None:
+                self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
 
 
 def _is_settled(decision: Decision) -> bool:

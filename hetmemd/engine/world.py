@@ -118,7 +118,8 @@ class World:
             return Wanted(None, "I6: blocked" if reached else "T3: no policy reaches the cgroup", holds=self.holds)
         source = effective.inherited_from or effective.own
         policy = issuable(effective.placement.mempolicy, self.machine)
-        return Wanted(policy, f"{source.file}:{source.line}" if source else "")
+        why = f"{source.file}:{source.line}" if source else ""
+        return Wanted(policy, why, overrides=effective.handling.foreign == "override")
 
     def explain(self, path: str) -> Effective:
         """What holds or would hold for a cgroup, be it there or not (M2)."""

@@ -20,8 +20,6 @@ def missing(placement: Placement | None, handling: Handling) -> tuple[str, ...]:
             notes.append(f"{_PREFIX}home_node = {placement.home_node}: the policy is applied without it")
     if handling.shared == "move":
         notes.append(f'{_PREFIX}shared = "move": pages that other processes map too are skipped')
-    if handling.foreign == "override":
-        notes.append(f'{_PREFIX}foreign = "override": policies that applications set themselves are respected')
     if handling.min_region:
         notes.append(f"{_PREFIX}min_region: regions of every size are moved")
     if handling.min_age:

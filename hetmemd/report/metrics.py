@@ -163,7 +163,7 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "uninterruptible",
     ),
     Outcome.FOREIGN: (),
-    Outcome.CONTESTED: (),
+    Outcome.CONTESTED: ("set-again",),
     Outcome.UNSTEERABLE: ("architecture", "compat", "kernel-thread", "syscall-user-dispatch", "tampered", "vdso"),
     Outcome.REFUSED: (
         "headroom",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.machine.daemon import Daemon, Group, fresh_path
 from tests.machine.eyes.harness import OwnCgroup
 from tests.machine.remote_target import Acting, build
 
@@ -31,3 +33,26 @@ def own() -> Iterator[OwnCgroup]:
     cgroup = OwnCgroup(f"hetmemd-test-{uuid.uuid4().hex}")
     yield cgroup
     cgroup.remove()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    yield daemon
+    daemon.end()
+
+
+@pytest.fixture
+def group() -> Generator[Group, None, None]:
+    group = Group(fresh_path())
+    yield group
+    group.remove()
+
+
+@pytest.fixture
+def task(group: Group) -> Generator[subprocess.Popen[bytes], None, None]:
+    """Depends on the group: ended before that is removed."""
+    with subprocess.Popen(["sleep", "10000"]) as popen:
+        yield popen
+        popen.kill()

@@ -10,39 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 
 from hetmemd.kernel import cgroupfs, procfs
 from hetmemd.kernel.root import Root
-from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, fresh_path, policy, shown
+from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, policy, shown
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
-    daemon = Daemon(tmp_path)
-    daemon.start()
-    yield daemon
-    daemon.end()
-
-
-@pytest.fixture
-def group() -> Generator[Group, None, None]:
-    group = Group(fresh_path())
-    yield group
-    group.remove()
-
-
-@pytest.fixture
-def task(group: Group) -> Generator[subprocess.Popen[bytes], None, None]:
-    """Depends on the group: ended before that is removed."""
-    with subprocess.Popen(["sleep", "10000"]) as popen:
-        yield popen
-        popen.kill()
 
 
 Task = subprocess.Popen[bytes]

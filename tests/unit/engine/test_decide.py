@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetmemd.engine.decide import Mark, Verb, decide, issuable, shows
+from hetmemd.engine.decide import (
+    FIRST_WAIT,
+    FORGIVEN,
+    STRIKES,
+    Decision,
+    Mark,
+    Verb,
+    carries,
+    decide,
+    issuable,
+    seen_applied,
+    shows,
+)
 from hetmemd.kernel.features import Features
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.machine.topology import Machine
@@ -31,7 +43,8 @@ def test_L1_a_decision_that_was_carried_out_decides_nothing_more(
     if first.verb is Verb.APPLY:
         shown = as_shown(first.policy, allowed)
         assert shown is not None
-        then = decide(shown, wanted, allowed, Mark(first.policy), issued | {first.policy})
+        assert first.mark is not None
+        then = decide(shown, wanted, allowed, first.mark, issued | {first.policy})
         assert (then.verb, then.outcome) == (Verb.NOTHING, Outcome.APPLIED)
     elif first.verb is Verb.RESTORE:
         then = decide(DEFAULT, wanted, allowed, None, issued)
@@ -114,3 +127,98 @@ def test_L5_balancing_is_left_out_where_the_kernel_does_not_take_it(mode: Mode) 
     machine = Machine({}, features=Features(balancing=frozenset({Mode.BIND})))
     assert issuable(balanced, machine) == (balanced if mode is Mode.BIND else Mempolicy(mode, BOTH, S))
     assert issuable(balanced, Machine({})) == balanced
+
+
+OWN = Mempolicy(Mode.INTERLEAVE, BOTH)
+
+
+@given(policies, policies, nodes, st.none() | st.builds(Mark, policies, policies), st.sets(policies, max_size=3))
+def test_T3_T4_what_is_overridden_is_given_back(
+    own: Mempolicy, wanted: Mempolicy, allowed: frozenset[int], mark: Mark | None, issued: set[Mempolicy]
+) -> None:
+    """A foreign policy is replaced at once; when the task leaves it has what it had, as far as its nodes allow."""
+    taken = decide(own, wanted, allowed, mark, issued, overrides=True)
+    if taken.verb is not Verb.APPLY or carries(own, allowed, mark, issued):
+        return
+    assert taken.mark is not None
+    assert taken.mark.replaced == own
+    shown = as_shown(wanted, allowed)
+    assert shown is not None
+    kept = seen_applied(wanted, taken.mark, None)
+    left = decide(shown, None, allowed, kept, issued | {wanted})
+    if own == DEFAULT == wanted:
+        assert kept is None
+    elif shown == own and kept is None:
+        assert left.verb is Verb.NOTHING
+    else:
+        assert left.verb is Verb.RESTORE
+        possible = not own.mode.takes_nodes or own.nodes & allowed
+        assert left.policy == (own if possible else DEFAULT)
+
+
+class Stubborn:
+    """A thread that sets its own policy again so many seconds after each time that it was replaced."""
+
+    def __init__(self, rest: float) -> None:
+        self.rest = rest
+        self.mark: Mark | None = None
+        self.applied: list[float] = []
+
+    def look(self, at: float) -> Decision:
+        """One look at a time when it has its own policy."""
+        decision = decide(OWN, BOUND, BOTH, self.mark, (), overrides=True, at=at)
+        if decision.verb is Verb.APPLY:
+            self.applied.append(at)
+            self.mark = seen_applied(BOUND, decision.mark, None)
+        return decision
+
+
+def test_T4_what_is_set_again_is_replaced_later_and_later_and_then_contested() -> None:
+    thread = Stubborn(rest=0.0)
+    at = 1000.0
+    while (decision := thread.look(at)).outcome is not Outcome.CONTESTED:
+        assert decision.verb is Verb.APPLY or (decision.outcome, decision.reason) == (Outcome.DEFERRED, "set-again")
+        at += 0.1
+        assert at < 2000
+    waits = [later - earlier for earlier, later in zip(thread.applied, thread.applied[1:], strict=False)]
+    assert waits == pytest.approx([FIRST_WAIT * 2**strike for strike in range(STRIKES)], abs=0.2)
+    assert thread.mark is not None and thread.mark.replaced == OWN
+    assert thread.look(at + 10 * FORGIVEN).outcome is Outcome.CONTESTED
+    other = decide(OWN, WEIGHTED, BOTH, thread.mark, (), overrides=True, at=at)
+    assert other.verb is Verb.APPLY, "another policy begins anew"
+
+
+@given(st.floats(FORGIVEN + 1, 1e6), st.integers(1, 30))
+def test_T4_a_rare_occasion_is_no_contest(rest: float, times: int) -> None:
+    thread = Stubborn(rest)
+    for number in range(times):
+        assert thread.look(1000 + number * rest).verb is Verb.APPLY
+
+
+def test_T4_a_default_that_is_set_again_and_again_is_contested_too() -> None:
+    """Also where foreign policies are respected: nobody can tell a default that the application wants from none."""
+    worn = Mark(BOUND, arrived=True, strikes=STRIKES, at=10)
+    assert decide(DEFAULT, BOUND, BOTH, worn, (), at=1e6).outcome is Outcome.CONTESTED
+    assert decide(DEFAULT, BOUND, BOTH, Mark(BOUND, arrived=True, at=10), (), at=10.5).outcome is Outcome.DEFERRED
+    assert decide(DEFAULT, BOUND, BOTH, Mark(BOUND), (), at=10.5).verb is Verb.APPLY, "it never arrived"
+
+
+def test_T4_default_as_an_overriding_policy_remembers_too() -> None:
+    first = decide(OWN, DEFAULT, BOTH, None, (), overrides=True)
+    assert (first.verb, first.policy) == (Verb.APPLY, DEFAULT)
+    mark = seen_applied(DEFAULT, first.mark, None)
+    assert mark == Mark(DEFAULT, OWN, arrived=True)
+    left = decide(DEFAULT, None, BOTH, mark, ())
+    assert (left.verb, left.policy) == (Verb.RESTORE, OWN)
+
+
+def test_T4_relative_nodes_are_remembered_as_those_that_they_came_to() -> None:
+    relative = Mempolicy(Mode.BIND, frozenset({1}), Flag.RELATIVE_NODES)
+    mark = decide(relative, WEIGHTED, BOTH, None, (), overrides=True).mark
+    assert mark is not None and mark.replaced == Mempolicy(Mode.BIND, frozenset({1}))
+
+
+def test_T4_a_child_inherits_what_was_replaced_in_its_parent() -> None:
+    assert seen_applied(BOUND, None, OWN) == Mark(BOUND, OWN, arrived=True)
+    assert seen_applied(BOUND, None, None) is None
+    assert seen_applied(DEFAULT, None, DEFAULT) is None

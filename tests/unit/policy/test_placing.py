@@ -107,7 +107,6 @@ def test_preferred_must_come_to_one_node() -> None:
     [
         ({"home_node": 1}, "home_node"),
         ({"shared": "move"}, "shared"),
-        ({"foreign": "override"}, "foreign"),
         ({"min_region": "2MiB"}, "min_region"),
         ({"min_age": "30s"}, "min_age"),
     ],
