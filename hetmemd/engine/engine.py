@@ -20,6 +20,7 @@ from hetmemd.engine.record import Record
 from hetmemd.engine.steering import Steering
 from hetmemd.engine.world import World
 from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.result import Outcome
@@ -209,12 +210,16 @@ class Engine:
         except OSError:
             return  # it ended, as most children do before anybody looks
         known = self.records.get(parent)
-        if known and known.cgroup == path and known.outcome is Outcome.APPLIED:
+        if known and known.cgroup == path and known.outcome is Outcome.APPLIED and not self._bequeaths(known):
             self._young.add(pid)
             if self._young_timer is None:
                 self._young_timer = asyncio.get_running_loop().call_later(YOUNG, self._take_up)
         elif path and self._concerns(path):
             self._look(pid, at)
+
+    def _bequeaths(self, parent: Record) -> bool:
+        """Whether a child has something to get back (T3): that has to be known before its parent is gone."""
+        return any(mark.replaced != DEFAULT for mark in self._ledger.marks(parent.process).values())
 
     def _executed(self, pid: int, at: float) -> None:
         """An exec: the task's policy stays, its address space is another."""

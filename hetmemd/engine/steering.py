@@ -287,7 +287,8 @@ class Steering:
         marks: dict[int, Mark | None] = {}
         for result in results:
             record.forget_threads({result.tid})
-            if result.outcome is Outcome.APPLIED:
+            # What reads back as another was there and was replaced at once: that counts as set again (T4).
+            if result.outcome is Outcome.APPLIED or (verb is Verb.APPLY and result.reason == "readback"):
                 intent = intents.get(result.tid)
                 marks[result.tid] = seen_applied(policy, intent, None) if intent else None
             elif result.outcome is not Outcome.DEFERRED:

@@ -59,9 +59,7 @@ def test_T3_T4_what_is_overridden_is_given_back_also_by_another_daemon(daemon: D
 
 def test_T3_T4_a_child_gets_back_what_was_replaced_in_its_parent(daemon: Daemon, group: Group) -> None:
     daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
-    with program(
-        SET + "print(flush=True); sys.stdin.readline(); print(os.fork(), flush=True); time.sleep(1000)"
-    ) as own:
+    with program(FORKING) as own:
         assert own.stdin and own.stdout
         group.take(own.pid)
         eventually("replaced", lambda: shown(own.pid) == INTERLEAVE)
@@ -93,6 +91,7 @@ def test_T4_what_is_set_again_is_replaced_again_a_little_later(daemon: Daemon, g
 
 def test_T4_who_insists_is_contested_and_left_alone(daemon: Daemon, group: Group) -> None:
     """The last of the strikes; the waits between them are those of `decide`, half a minute in all."""
+    (daemon.folder / "etc/hetmemd.toml").write_text('listen = ""\nscan_interval = "1s"\n')
     daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
     with program(STUBBORN) as own:
         group.take(own.pid)
@@ -100,7 +99,7 @@ def test_T4_who_insists_is_contested_and_left_alone(daemon: Daemon, group: Group
         daemon.stop()
         ledger = Ledger(Root(daemon.folder))
         process = procfs.identify(Root(), own.pid)
-        mark = replace(ledger.marks(process)[own.pid], arrived=True, strikes=STRIKES - 1, at=0.0)
+        mark = replace(ledger.marks(process)[own.pid], arrived=True, strikes=STRIKES - 1)
         assert str(mark.replaced) == "local"
         at = time.clock_gettime(time.CLOCK_BOOTTIME) - 100
         ledger.set_marks(process, {own.pid: replace(mark, at=at)})
