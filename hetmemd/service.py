@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from hetmemd import __version__, settings
 from hetmemd.engine.balancing import GLOBAL, Balancer
 from hetmemd.engine.engine import Engine
+from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.publishing import Progress, snapshot
 from hetmemd.engine.record import Record
@@ -94,6 +95,7 @@ class Service:
         self._tally.nodes(self._world.machine.memory_nodes)
         self._ledger = Ledger(root)
         self._tracer = Tracer(root)
+        self._table = KernelTable(root, self._is_switched_off)
         self._budgets = Budgets()
         self._records: dict[int, Record] = {}
         self._observing = False
@@ -151,6 +153,7 @@ class Service:
         self._listen(self._settings, self._settings)
         self._take_up(self._settings)
         self._observe()
+        self._hold_table()
         await self._control.start()
         await self._tracer.start()
         # Open and acknowledge, then scan, then follow: what happens in between is hinted.
@@ -199,6 +202,8 @@ class Service:
         self._tracer.close()
         if self._web:
             self._web.close()
+        if self._settings.on_stop == "restore":
+            self._table.give_back()
         kept = sum(len(self._ledger.marks(process)) for process in self._ledger.processes())
         self._ledger.close()
         journal.stopped(kept)
@@ -234,6 +239,7 @@ class Service:
                 self._tally.reload(False)
                 journal.settings_refused(error.faults)
         self._observe()
+        self._hold_table(insist=forced)
 
     def _take_up(self, before: Settings) -> None:
         """Put the settings to use that came in place of `before`."""
@@ -265,6 +271,11 @@ class Service:
             journal.observing(observing, self._switch)
             self._engine.rescan()
 
+    def _hold_table(self, insist: bool = False) -> None:
+        """The kernel's global table as the settings say; a scan reads the machine again where it was written."""
+        if self._table.hold(self._settings.kernel.weights, self._world.machine, insist):
+            self._engine.rescan()
+
     def _listen(self, before: Settings, found: Settings) -> None:
         """`ListenError`; the listener that there was stays then."""
         wanted = (found.listen, found.tls_certificate, found.tls_key)
@@ -288,6 +299,7 @@ class Service:
         while True:
             await asyncio.sleep(self._settings.scan_interval)
             self._observe()
+            self._hold_table()
             self._engine.rescan()
 
     async def _publish(self) -> None:
@@ -301,9 +313,8 @@ class Service:
 
     def _publish_now(self) -> None:
         progress = Progress(self._started_at, self._observing, self._engine.scans, self._engine.last_scan)
-        self._publisher.publish(
-            snapshot(self._world, self._records.values(), self._watcher.sources(), progress, self._settings.notes)
-        )
+        notes = (*self._settings.notes, *self._table.notes)
+        self._publisher.publish(snapshot(self._world, self._records.values(), self._watcher.sources(), progress, notes))
         self._notifier.status(self._line())
         self._tell_files()
         self._tell_losses()

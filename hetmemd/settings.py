@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hetmemd.kernel.root import Root
-from hetmemd.policy import quantity
+from hetmemd.policy import nodes, quantity
 from hetmemd.policy.effective import Handling
 from hetmemd.policy.faults import Fault, did_you_mean
+from hetmemd.policy.language import Weights
 from hetmemd.policy.locate import Place, line_of, locate
+from hetmemd.policy.nodes import NodeSet
 
 PATH = "/etc/hetmemd.toml"
 OBSERVE_FILE = "/run/hetmemd/observe"
@@ -26,6 +28,14 @@ OBSERVE_FILE = "/run/hetmemd/observe"
 
 _LARGEST = 1 << 20
 """Bytes; a larger file is no settings file, and reading it would cost memory for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is asked of the kernel as a whole."""
+
+    weights: Weights = "leave"
+    """Its global table for weighted interleave: `leave` it, `bandwidth`, or weights by number and selector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,7 @@ class Settings:
     burst: int | None = None
     defaults: Handling = field(default_factory=Handling)
     """Handling keys that no policy on the way to the root has (I4)."""
+    kernel: Kernel = field(default_factory=Kernel)
     observe: bool = False
     on_stop: str = "keep"
     scan_interval: float = 30.0
@@ -90,13 +101,14 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
     lines = locate(text)
     values = _values(table, _KEYS, (), path, lines, faults)
     handling = _values(table.get("defaults", {}), _HANDLING, ("defaults",), path, lines, faults)
+    kernel = _values(table.get("kernel", {}), _KERNEL, ("kernel",), path, lines, faults)
     if ("tls_certificate" in table) != ("tls_key" in table):
         here, missing = ("tls_certificate", "tls_key") if "tls_certificate" in table else ("tls_key", "tls_certificate")
         faults.append(Fault(path, line_of(lines, (here,)), f"{here} without {missing}", "TLS needs both"))
     notes: tuple[str, ...] = ()
     if values.get("on_stop") == "restore":
         notes = ('`on_stop = "restore"` is not yet supported: policies stay in force after a stop',)
-    settings = Settings(**values, defaults=Handling(**handling), notes=notes)
+    settings = Settings(**values, defaults=Handling(**handling), kernel=Kernel(**kernel), notes=notes)
     return settings, tuple(sorted(faults, key=lambda fault: fault.line))
 
 
@@ -242,6 +254,22 @@ def _credential(value: Any) -> str:
     return value
 
 
+def _weights(value: Any) -> Weights:
+    if isinstance(value, str):
+        return str(_word("leave", "bandwidth")(value))
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f'"leave", "bandwidth", or weights such as {{ 0 = 3, 1 = 1 }}, not {value!r}')
+    found: list[tuple[NodeSet, int]] = []
+    for key, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= 255:
+            raise ValueError(f"the weight of {key!r} is a whole number from 1 to 255, not {weight!r}")
+        try:
+            found.append((nodes.parse(key), weight))
+        except ValueError as error:
+            raise ValueError("; ".join(filter(None, error.args))) from None
+    return tuple(found)
+
+
 _KEYS: Mapping[str, Reader | None] = {
     "listen": _listen,
     "tls_certificate": _credential,
@@ -255,6 +283,7 @@ _KEYS: Mapping[str, Reader | None] = {
     "log_level": _word("debug", "info", "warning", "error"),
     "cgroup_label_limit": _count,
     "defaults": None,
+    "kernel": None,
 }
 _HANDLING: Mapping[str, Reader | None] = {
     "existing": _word("rebalance", "once", "leave"),
@@ -267,6 +296,8 @@ _HANDLING: Mapping[str, Reader | None] = {
     "shared": _word("skip", "move"),
     "foreign": _word("respect", "override"),
 }
+
+_KERNEL: Mapping[str, Reader | None] = {"weights": _weights}
 
 assert {entry.name for entry in fields(Handling)} == set(_HANDLING), "every handling key has a reader"
 assert {entry.name for entry in fields(Settings)} - {"notes"} == set(_KEYS), "every setting has a reader"

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from hetmemd.kernel import features, nodelist
 from hetmemd.kernel.features import ALL, Features
 from hetmemd.kernel.root import Root
+from hetmemd.machine import firmware
 
 NODES = "/sys/devices/system/node"
 CPUS = "/sys/devices/system/cpu"
 TIERS = "/sys/devices/virtual/memory_tiering"  # 6.1
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"  # 6.9
-
-# Access class 1 has CPUs as its only initiators and is what the kernel's own weights use; before 5.10 there is
-# only class 0, whose best initiator may also be a device.
-_ACCESS_CLASSES = ("access1", "access0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,7 @@ def read(root: Root) -> Machine:
     with_memory = _list(root, f"{NODES}/has_memory")
     tiers = _tiers(root)
     nodes = {number: _node(root, number, online, with_memory, tiers.get(number)) for number in online}
-    weights, auto = _kernel_weights(root)
+    weights, auto = kernel_table(root)
     return Machine(nodes, weights, auto, _packages(root), features.probe() if root.is_live else ALL)
 
 
@@ -146,33 +143,17 @@ def _node(root: Root, number: int, online: list[int], with_memory: frozenset[int
     # One column for each online node, in their order (node_read_distance() in drivers/base/node.c).
     row = [int(word) for word in (_text(root, f"{folder}/distance") or "").split()]
     distances = dict(zip(online, row, strict=False))
+    accesses = firmware.read(root, folder).values()
     return Node(
         id=number,
         cpus=cpus,
         memory=memory,
         distances=distances,
-        bandwidth=_bandwidth(root, folder),
+        bandwidth=next((access.bandwidth for access in accesses if access.bandwidth), None),
         tier=tier,
-        initiators=_initiators(root, folder),
+        initiators=next((access.initiators for access in accesses if access.initiators), frozenset()),
         has_memory=memory > 0 if with_memory is None else number in with_memory,
     )
-
-
-def _bandwidth(root: Root, folder: str) -> int | None:
-    for access in _ACCESS_CLASSES:
-        figures = [_text(root, f"{folder}/{access}/initiators/{way}_bandwidth") for way in ("read", "write")]
-        if all(figure is not None and figure.isdigit() for figure in figures):
-            # 0 is what the file holds where firmware told only latencies.
-            return min(int(figure or 0) for figure in figures) or None
-    return None
-
-
-def _initiators(root: Root, folder: str) -> frozenset[int]:
-    for access in _ACCESS_CLASSES:
-        found = _numbered(root, f"{folder}/{access}/initiators", "node")
-        if found:
-            return frozenset(found)
-    return frozenset()
 
 
 def _tiers(root: Root) -> dict[int, int]:
@@ -183,7 +164,8 @@ def _tiers(root: Root) -> dict[int, int]:
     return found
 
 
-def _kernel_weights(root: Root) -> tuple[dict[int, int] | None, bool | None]:
+def kernel_table(root: Root) -> tuple[dict[int, int] | None, bool | None]:
+    """`Machine.kernel_weights` and `Machine.kernel_auto`, now."""
     numbers = _numbered(root, WEIGHTS, "node")
     weights: dict[int, int] = {}
     for number in numbers:

@@ -40,6 +40,10 @@ RATE_KEYS = ("rate", "rate_total", "burst")
 """Handling that is not inherited key by key: each is a wall of its own (I4, I7)."""
 
 
+Weights = str | tuple[tuple[NodeSet, int], ...]
+"""How weights are asked for: a word, or 1 to 255 by number and selector."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """The placement half as it was asked for: selectors are evaluated for each cgroup that receives it."""
@@ -47,8 +51,8 @@ class Request:
     mode: Mode
     nodes: NodeSet | None = None
     """None exactly where the mode takes no nodes."""
-    weights: str | tuple[tuple[NodeSet, int], ...] = "kernel"
-    """One of `COMPUTED_WEIGHTS`, or 1 to 255 by number and selector. Means something with weighted interleave only."""
+    weights: Weights = "kernel"
+    """With one of `COMPUTED_WEIGHTS` for a word. Means something with weighted interleave only."""
     flags: Flag = NO_FLAGS
     """As asked for: relative and balancing. Static is added when a policy is issued."""
     home_node: int | None = None

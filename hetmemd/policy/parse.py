@@ -263,9 +263,7 @@ class _Reader:
             self._fault(place, "balancing goes with bind and preferred-many only")
         return flags & ~Flag.STATIC_NODES
 
-    def _weights(
-        self, at: Place, table: dict[str, Any], mode: Mode | None
-    ) -> str | tuple[tuple[nodes.NodeSet, int], ...] | None:
+    def _weights(self, at: Place, table: dict[str, Any], mode: Mode | None) -> language.Weights | None:
         value = self._typed(at, table, "weights", str, dict)
         if value is None:
             return None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetmemd.kernel import nodelist
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.machine import weights
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import support
+from hetmemd.policy import support, weighing
 from hetmemd.policy.effective import Placement, fold
 from hetmemd.policy.language import Request
+from hetmemd.policy.nodes import NodeSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,32 +167,15 @@ class _Placing:
             raise _BlockedError("no node with memory is allowed", "I6")
         return allowed
 
-    def _given_weights(self, given: tuple[tuple[object, int], ...], nodes: frozenset[int]) -> dict[int, int]:
-        """A number beats a selector; two selectors that disagree are an error, as is a node without a weight."""
-        assert not isinstance(self._request.weights, str)
-        by_number: dict[int, int] = {}
-        by_selector: dict[int, tuple[int, str]] = {}
-        for named, weight in self._request.weights:
-            for node in named.select(self._machine, self._confines.cpus):
-                if named.is_plain:
-                    by_number[node] = weight
-                    continue
-                before, text = by_selector.setdefault(node, (weight, named.text))
-                if before != weight and node in nodes and not self._is_numbered(node):
-                    raise _BlockedError(
-                        f"node {node} has two weights: {before} as {text!r} and {weight} as {named.text!r}"
-                    )
-        found = {node: by_number.get(node, by_selector.get(node, (0, ""))[0]) for node in sorted(nodes)}
-        missing = [node for node, weight in found.items() if not weight]
-        if missing:
+    def _given_weights(self, given: Sequence[tuple[NodeSet, int]], nodes: frozenset[int]) -> dict[int, int]:
+        """Every node needs a weight."""
+        try:
+            found = weighing.explicit(given, nodes, self._machine, self._confines.cpus)
+        except ValueError as error:
+            raise _BlockedError(str(error)) from None
+        if missing := sorted(nodes - found.keys()):
             raise _BlockedError(f"no weight is given for node {', '.join(map(str, missing))}")
         return found
-
-    def _is_numbered(self, node: int) -> bool:
-        given = self._request.weights
-        return not isinstance(given, str) and any(
-            named.is_plain and node in named.select(self._machine) for named, _ in given
-        )
 
     def _compare_with_kernel(self, wanted: dict[int, int]) -> None:
         """What the kernel does by itself, said where it differs from what is asked for (L5)."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hetmemd import settings
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Handling
-from hetmemd.settings import Settings, SettingsError
+from hetmemd.settings import Kernel, Settings, SettingsError
 
 SHIPPED = Path(__file__).parents[2] / "etc/hetmemd.toml"
 
@@ -42,10 +42,11 @@ def test_the_shipped_file_shows_every_key_with_its_default() -> None:
     text = re.sub(r"^#(?=[a-z_]+ = )", "", SHIPPED.read_text(), flags=re.MULTILINE)
     shown, wrong = settings.parse(text.encode())
     assert wrong == ()
-    general, _, handling = text.partition("[defaults]")
-    for part, known in ((general, Settings), (handling, Handling)):
+    general, _, rest = text.partition("[kernel]")
+    kernel, _, handling = rest.partition("[defaults]")
+    for part, known in ((general, Settings), (kernel, Kernel), (handling, Handling)):
         named = set(re.findall(r"^([a-z_]+) = ", part, flags=re.MULTILINE))
-        assert named == {field.name for field in dataclasses.fields(known)} - {"notes", "defaults"}
+        assert named == {field.name for field in dataclasses.fields(known)} - {"notes", "defaults", "kernel"}
     assert dataclasses.replace(shown, defaults=Handling(), tls_certificate=None, tls_key=None, burst=None) == Settings()
     assert dataclasses.replace(shown.defaults, rate_total=None, burst=None) == Handling()
     assert shown.burst == Settings().rate, "the text says: one second of the rate"
@@ -109,6 +110,15 @@ tls_key = "/k"
         ("[defaults]\ntolerance = 2", "from 0 to 1"),
         ("[defaults]\nlisen = 1", "did you mean 'listen'? That belongs above [defaults]"),
         ("[defaults]\nmode = 'bind'", "unknown key 'mode'"),
+        ("kernel = 1", "write [kernel]"),
+        ("[kernel]\nweight = 1", "did you mean 'weights'?"),
+        ("[kernel]\nweights = 'bandwith'", "did you mean 'bandwidth'?"),
+        ("[kernel]\nweights = 3", "such as { 0 = 3, 1 = 1 }"),
+        ("[kernel]\nweights = {}", "such as { 0 = 3, 1 = 1 }"),
+        ("[kernel]\nweights = { 0 = 0 }", "from 1 to 255"),
+        ("[kernel]\nweights = { 0 = 256 }", "from 1 to 255"),
+        ("[kernel]\nweights = { 0 = true }", "from 1 to 255"),
+        ("[kernel]\nweights = { drum = 3 }", "did you mean 'dram'?"),
     ],
 )
 def test_wrong_values(line: str, said: str) -> None:
@@ -124,6 +134,18 @@ def test_no_toml() -> None:
 
 def test_no_utf8() -> None:
     assert faults(b"\n# caf\xe9\n") == ["/etc/hetmemd.toml:2: is not UTF-8"]
+
+
+def test_the_kernels_weights() -> None:
+    def taken(text: str) -> object:
+        found, wrong = settings.parse(f"[kernel]\nweights = {text}\n".encode())
+        assert not wrong
+        weights = found.kernel.weights
+        return weights if isinstance(weights, str) else {named.text: weight for named, weight in weights}
+
+    assert settings.parse(b"")[0].kernel.weights == "leave"
+    assert (taken('"leave"'), taken('"bandwidth"')) == ("leave", "bandwidth")
+    assert taken('{ 0 = 3, cpuless = 1, "tier:22" = 255 }') == {"0": 3, "cpuless": 1, "tier:22": 255}
 
 
 def test_restore_is_taken_and_said_to_have_no_effect() -> None:

@@ -16,6 +16,7 @@ import pytest
 from hetmemd import service, settings
 from hetmemd.ctl import completion
 from hetmemd.ctl.main import parser
+from hetmemd.engine.kernel_table import PATH as KERNEL_TABLE
 from hetmemd.engine.ledger import PATH as LEDGER
 from hetmemd.policy import language, last_good
 from hetmemd.policy.nodes import WORDS as SELECTORS
@@ -167,6 +168,7 @@ def test_files_of_the_daemon() -> None:
         settings.OBSERVE_FILE,
         SOCKET,
         LEDGER,
+        KERNEL_TABLE,
         service.LOCK,
         last_good.FOLDER,
         *language.DIRECTORIES,

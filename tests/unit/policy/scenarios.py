@@ -75,9 +75,15 @@ def path(levels: list[str]) -> str:
 def patterns(draw: st.DrawFn, spine: list[str]) -> str:
     """Mostly the beginning of the spine, with some of its levels as globs."""
     if draw(st.integers(0, 4)) == 0:
-        return path(draw(st.lists(st.sampled_from([*LEVELS, *GLOBS]), max_size=3)))
+        far = st.sampled_from(["/**/a", "/**/b", "/**", "/*/**/a", "/a/**/b"])
+        return draw(far | st.lists(st.sampled_from([*LEVELS, *GLOBS]), max_size=3).map(path))
     begin = spine[: draw(st.integers(0, len(spine)))]
-    return path([draw(st.sampled_from(GLOBS)) if draw(st.integers(0, 3)) == 0 else level for level in begin])
+    return path([draw(globs(level)) if draw(st.integers(0, 3)) == 0 else level for level in begin])
+
+
+def globs(level: str) -> st.SearchStrategy[str]:
+    """Some that stand for the level as well."""
+    return st.sampled_from([*GLOBS, level + "*", "*" + level, "**"])
 
 
 @st.composite

@@ -1,0 +1,33 @@
+"""Explicit weights, by number and by selector, as the weight of each node. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hetmemd.machine.topology import Machine
+from hetmemd.policy.nodes import NodeSet
+
+
+def explicit(
+    given: Sequence[tuple[NodeSet, int]], nodes: frozenset[int], machine: Machine, cpus: frozenset[int] | None = None
+) -> dict[int, int]:
+    """The weight of each of `nodes` that is given one, for a cgroup with these CPUs. A number beats a selector.
+
+    `ValueError` where two selectors disagree over a node that no number names.
+    """
+    by_number: dict[int, int] = {}
+    by_selector: dict[int, list[tuple[int, str]]] = {}
+    for named, weight in given:
+        for node in named.select(machine, cpus) & nodes:
+            if named.is_plain:
+                by_number[node] = weight
+            else:
+                by_selector.setdefault(node, []).append((weight, named.text))
+    found: dict[int, int] = {}
+    for node in sorted(by_number.keys() | by_selector.keys()):
+        weights = by_selector.get(node, [])
+        if node not in by_number and len({weight for weight, _ in weights}) > 1:
+            (one, first), (other, second) = weights[0], next(each for each in weights if each[0] != weights[0][0])
+            raise ValueError(f"node {node} has two weights: {one} as {first!r} and {other} as {second!r}")
+        found[node] = by_number[node] if node in by_number else weights[0][0]
+    return found
