@@ -20,7 +20,7 @@ from hetmemd.kernel import libc, nodelist, procfs
 from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
-from hetmemd.memory import plan, regions, targets
+from hetmemd.memory import plan, targets
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
@@ -269,7 +269,7 @@ class Balancer:
         """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
         pid = active.record.process.pid
         try:
-            tid = regions.living_thread(self._root, pid)
+            tid = procfs.living_thread(self._root, pid)
             if tid is None or kin.shares_memory(self._root, pid, tid):
                 return None
         except OSError:
@@ -337,7 +337,7 @@ class Balancer:
     def _read(self, record: Record, placement: Placement, mappers: int) -> tuple[Share, Measurement] | None:
         """In the mover's thread. A dead leader's numa_maps is empty: any live thread serves (T1)."""
         pid = record.process.pid
-        tid = regions.living_thread(self._root, pid)
+        tid = procfs.living_thread(self._root, pid)
         cpus: frozenset[int] = frozenset()
         if placement.mempolicy.mode is Mode.LOCAL:
             cpus = nodelist.parse(procfs.status(self._root, pid, tid)["Cpus_allowed_list"])

@@ -206,7 +206,7 @@ class Engine:
         if not self._world.any_policy and not self._ledger.issued:
             return
         try:
-            path = procfs.cgroup_path(self._root, pid)
+            path = procfs.process_cgroup(self._root, pid)
         except OSError:
             return  # it ended, as most children do before anybody looks
         known = self.records.get(parent)
@@ -277,7 +277,7 @@ class Engine:
             return None
         stat = procfs.stat(self._root, pid)
         process = procfs.ProcessId(pid, stat.start)
-        path = None if stat.flags & procfs.PF_KTHREAD else procfs.cgroup_path(self._root, pid)
+        path = None if stat.flags & procfs.PF_KTHREAD else procfs.process_cgroup(self._root, pid)
         if path is None:
             self._forget(pid)
             return None

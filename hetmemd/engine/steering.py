@@ -161,7 +161,7 @@ class Steering:
         tids = procfs.tids(self._root, process.pid)
         record.forget_threads(set(record.seen) - set(tids))
         again = set(list(record.seen)[:AGAIN])
-        allowed = self._allowed(process.pid, process.pid)
+        allowed = self._allowed(process.pid, procfs.living_thread(self._root, process.pid) or process.pid)
         record.allowed = allowed
         partial = False
         # New ones first: of what was right before, none is lost if the budget ends.

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hetmemd.kernel import mempolicy, nodelist
+from hetmemd.kernel import libc, mempolicy, nodelist
 from hetmemd.kernel.root import Root
 
 # include/linux/sched.h
@@ -62,6 +62,23 @@ def tids(root: Root, pid: int) -> list[int]:
     return sorted(int(name) for name in os.listdir(root.name(f"/proc/{pid}/task")))  # noqa: PTH208
 
 
+def living_thread(root: Root, pid: int) -> int | None:
+    """A thread that has what the process has, its memory and its cgroup: the leader, or one that lives on without it.
+
+    None where all are dead. `OSError` ENOENT where the process is gone.
+    """
+    if stat(root, pid).state not in "ZX":
+        return pid
+    for tid in tids(root, pid):
+        try:
+            if stat(root, pid, tid).state not in "ZX":
+                return tid
+        except OSError as error:
+            if not libc.is_gone(error):
+                raise
+    return None
+
+
 def status(root: Root, pid: int, tid: int | None = None) -> dict[str, str]:
     """`Name: value` lines of status, values stripped."""
     text = root.read_text(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
@@ -81,6 +98,13 @@ def cgroup_path(root: Root, pid: int, tid: int | None = None) -> str | None:
             path = line[3:]
             return None if path.endswith(" (deleted)") else path
     return None
+
+
+def process_cgroup(root: Root, pid: int) -> str | None:
+    """The cgroup2 path of a process: its leader's, or of one that lives on without it, for a dead leader stays behind
+    when the others are moved."""
+    living = living_thread(root, pid)
+    return cgroup_path(root, pid, None if living == pid else living)
 
 
 def thread_policy(root: Root, pid: int, tid: int) -> mempolicy.Mempolicy | None:

@@ -153,7 +153,7 @@ class ProcessPass:
         if stat.start != self.process.start:
             return False
         if stat.state in "ZX" or self._tid != pid:
-            living = regions.living_thread(self._root, pid)
+            living = procfs.living_thread(self._root, pid)
             if living is None:
                 return False
             self._tid = living

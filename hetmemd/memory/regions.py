@@ -174,20 +174,3 @@ def _thread_traces(root: Root, pid: int, tid: int) -> Traces:
         return Traces()
     # proc_pid_syscall(5): `running`, or numbers of which the last two are the stack pointer and the program counter.
     return Traces(pointer=int(words[-2], 16)) if len(words) > 2 else Traces()
-
-
-def living_thread(root: Root, pid: int) -> int | None:
-    """A thread through which the process's memory can be reached: the leader, or one that lives on without it.
-
-    None where all are dead. `OSError` ENOENT where the process is gone.
-    """
-    for tid in sorted(procfs.tids(root, pid), key=lambda each: each != pid):
-        try:
-            stat = procfs.stat(root, pid, tid)
-        except OSError as error:
-            if libc.is_gone(error):
-                continue
-            raise
-        if stat.state not in "ZX":
-            return tid
-    return None

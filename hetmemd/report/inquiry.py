@@ -89,7 +89,7 @@ class Inquiry(Interface):
     async def _kernel(self, pid: int) -> dict[str, Any]:
         """What the kernel says of a process now, its cgroup among it; without policies where that takes too long."""
         try:
-            cgroup = procfs.cgroup_path(self._root, pid)
+            cgroup = procfs.process_cgroup(self._root, pid)
         except OSError:
             cgroup = None
         if cgroup is None:

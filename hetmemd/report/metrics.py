@@ -164,7 +164,15 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
     ),
     Outcome.FOREIGN: (),
     Outcome.CONTESTED: ("set-again",),
-    Outcome.UNSTEERABLE: ("architecture", "compat", "kernel-thread", "syscall-user-dispatch", "tampered", "vdso"),
+    Outcome.UNSTEERABLE: (
+        "architecture",
+        "compat",
+        "io-worker",
+        "kernel-thread",
+        "syscall-user-dispatch",
+        "tampered",
+        "vdso",
+    ),
     Outcome.REFUSED: (
         "headroom",
         "init",
@@ -178,7 +186,7 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "unreadable",
         "yama",
     ),
-    Outcome.GONE: ("exited",),
+    Outcome.GONE: ("executed", "exited"),
 }
 """Why an application can fail, as `remote/` says it: each is counted from 0, so that its first is an increase."""
 PAGE_FAILURES = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone")

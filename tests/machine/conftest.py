@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.machine.daemon import Daemon, Group, fresh_path
 from tests.machine.eyes.harness import OwnCgroup
 from tests.machine.remote_target import Acting, build
+from tests.machine.trap import Trap
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def acting() -> Iterator[Acting]:
     with Acting() as acting:
         yield acting
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Daemon]:
+    """One daemon for all tests of a module."""
+    # The path of a socket has a limit of 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="hetmemd-") as folder:
+        daemon = Daemon(Path(folder))
+        daemon.start()
+        yield daemon
+        daemon.end()
 
 
 @pytest.fixture
@@ -56,3 +69,12 @@ def task(group: Group) -> Generator[subprocess.Popen[bytes], None, None]:
     with subprocess.Popen(["sleep", "10000"]) as popen:
         yield popen
         popen.kill()
+
+
+@pytest.fixture
+def trap(serving: Daemon) -> Iterator[Trap]:
+    group = Group(fresh_path())
+    trap = Trap(serving, group)
+    yield trap
+    trap.remove()
+    group.remove()

@@ -32,10 +32,10 @@ BIND = Mempolicy(Mode.BIND, NODE0, Flag.STATIC_NODES)
 
 
 def build(folder: Path, name: str, *options: str) -> Path:
-    """The program from targets/NAME.c, compiled into `folder` once."""
-    program = folder / name
+    """The program from targets/NAME.c, compiled into `folder` once with the same options."""
+    program = folder / "".join([name, *options])
     if not program.exists():
-        unfinished = folder / f"{name}.{os.getpid()}"
+        unfinished = folder / f"{program.name}.{os.getpid()}"
         subprocess.run(
             ["gcc", "-O1", "-Wall", "-Wextra", *(options or ("-pthread",)), "-o", unfinished, SOURCES / f"{name}.c"],
             check=True,

@@ -244,7 +244,7 @@ def test_a_dead_leader_has_living_threads() -> None:
     try:
         assert popen.stdout
         tid = int(popen.stdout.readline())
-        assert regions.living_thread(ROOT, popen.pid) == tid
+        assert procfs.living_thread(ROOT, popen.pid) == tid
         assert regions.read(ROOT, popen.pid) == []
         assert measure.measure(ROOT, popen.pid, ON_NODE_0, tid).bytes_by_node[0] > 0
         mover = ProcessPass(ROOT, procfs.identify(ROOT, popen.pid), ON_NODE_0)

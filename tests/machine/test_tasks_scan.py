@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd.kernel import cgroupfs
-from hetmemd.memory import regions
+from hetmemd.kernel import cgroupfs, procfs
 from hetmemd.remote import kin
 from hetmemd.tasks import scan
 from hetmemd.tasks.scan import Thread
@@ -68,7 +67,7 @@ def test_a_dead_leader_with_a_live_thread_is_kept(own: OwnCgroup, tmp_path: Path
     with running("sh", "-c", enter, "sh", build("kin", tmp_path), "headless") as process:
         tid = number(process)
         assert scan.processes(ROOT, the(own.path)) == [process.pid]
-        assert regions.living_thread(ROOT, process.pid) == tid
+        assert procfs.living_thread(ROOT, process.pid) == tid
 
 
 def test_a_zombie_is_nowhere(own: OwnCgroup, tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_zombie_is_nowhere(own: OwnCgroup, tmp_path: Path) -> None:
         child = number(process)
         move(process.pid, own.path)
         assert scan.processes(ROOT, the(own.path)) == [process.pid]
-        assert regions.living_thread(ROOT, child) is None
+        assert procfs.living_thread(ROOT, child) is None
 
 
 @pytest.mark.parametrize(("mode", "shared"), [("fork", False), ("vfork", True), ("clone", True), ("sibling", True)])

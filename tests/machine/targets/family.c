@@ -2,6 +2,7 @@
  * Processes and threads in the constellations that tracing finds hard.
  *     family threads N     N threads asleep                       at the end of input: `disturbed N`
  *     family churn         threads that make threads              `made N failed N`
+ *     family crowd N       N threads, each for half a second, and another one in its place     `made N failed N`
  *     family forks         children, made and waited for          `made N failed N`
  *     family exec N        N programs in a row, each started by a thread that is not the leader    `done`
  *     family leader        the leader is dead, a thread lives     `alive`
@@ -98,11 +99,39 @@ static int churn(void)
     return 0;
 }
 
+static void *short_lived(void *unused)
+{
+    usleep(500000);
+    return unused;
+}
+
 static void *ending(void *unused)
 {
     until_end_of_input();
     finished = 1;
     return unused;
+}
+
+static int crowd(long count)
+{
+    pthread_t *living = calloc(count, sizeof *living);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 65536);
+    start(ending, NULL);
+    for (long turn = 0; !finished; turn++) {
+        pthread_t *place = &living[turn % count];
+        if (turn >= count && pthread_join(*place, NULL))
+            failed++;
+        if (pthread_create(place, &attributes, short_lived, NULL)) {
+            failed++;
+            break;
+        }
+        if (++made == count)
+            say("ready");
+    }
+    printf("made %ld failed %d\n", made, failed);
+    return 0;
 }
 
 static int forks(void)
@@ -222,6 +251,8 @@ int main(int count, char **arguments)
         return threads(atol(arguments[2]));
     if (!strcmp(kind, "churn"))
         return churn();
+    if (!strcmp(kind, "crowd") && count == 3)
+        return crowd(atol(arguments[2]));
     if (!strcmp(kind, "forks"))
         return forks();
     if (!strcmp(kind, "exec") && count >= 3)

@@ -80,6 +80,7 @@ def process(folder: Path, pid: int, cgroup: str, policies: dict[int, str]) -> No
     home = folder / f"proc/{pid}"
     home.mkdir(parents=True)
     (home / "cgroup").write_text(f"0::{cgroup}\n")
+    (home / "stat").write_text(f"{pid} (redis) S 1" + " 0" * 48 + "\n")
     (home / "status").write_text("Name:\tredis\nMems_allowed_list:\t0-1\n")
     for tid, policy in policies.items():
         thread = home / f"task/{tid}"

@@ -1,0 +1,239 @@
+"""Tasks that a policy cannot be given to, now or ever: each stays unharmed, and the daemon says which it is.
+
+tests/machine/README.md says which test shows which trap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel import procfs
+from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.remote.result import Outcome
+from tests.machine import dying_tracer
+from tests.machine.daemon import eventually
+from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
+from tests.machine.trap import Trap
+
+pytestmark = pytest.mark.root
+
+Built = Callable[..., Path]
+
+
+@pytest.fixture
+def reading(built: Built, trap: Trap) -> Iterator[Target]:
+    """A process that blocks in a read, and has seen nothing of it all when that ends."""
+    with Target([built("family"), "read"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        yield target
+        assert target.finish() == "alive\n"
+
+
+@pytest.mark.parametrize("kind", ["write", "send", "receive"])
+def test_blocked_in_a_large_call(built: Built, trap: Trap, kind: str) -> None:
+    with Target([built("large"), kind]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        trap.catches(target.pid, Outcome.DEFERRED, "short-io")
+        assert target.policy() == DEFAULT
+        assert target.finish() == "complete\n"
+
+
+def test_stopped_by_job_control(reading: Target, trap: Trap) -> None:
+    os.kill(reading.pid, signal.SIGSTOP)
+    os.waitpid(reading.pid, os.WUNTRACED)
+    trap.serves(reading)
+    wait_until(lambda: reading.state() == "T")
+    # Nor was the parent told of another stop, or of a continuation.
+    assert os.waitpid(reading.pid, os.WUNTRACED | os.WCONTINUED | os.WNOHANG) == (0, 0)
+    os.kill(reading.pid, signal.SIGCONT)
+
+
+def freeze(folder: Path, frozen: bool) -> None:
+    """A cgroup of version 2."""
+    (folder / "cgroup.freeze").write_text(str(int(frozen)))
+    wait_until(lambda: f"frozen {int(frozen)}" in (folder / "cgroup.events").read_text())
+
+
+def test_frozen_by_cgroup_v2(reading: Target, trap: Trap) -> None:
+    freeze(trap.cgroup.folder, True)
+    trap.catches(reading.pid, Outcome.DEFERRED, "frozen")
+    assert reading.policy() == DEFAULT
+    freeze(trap.cgroup.folder, False)
+    trap.lets_go(reading.pid)
+    freeze(trap.cgroup.folder, True)
+    with Acting() as acting:
+        # Nothing has to be done, so nothing stands in the way.
+        assert acting.one(reading, INTERLEAVE).outcome is Outcome.APPLIED
+    freeze(trap.cgroup.folder, False)
+
+
+def test_frozen_between_the_look_and_the_act(reading: Target, trap: Trap) -> None:
+    """It stops, but its call waits for the thaw: the tracer is killed for that, and the call is made after all."""
+    trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
+    trap.cgroup.take(reading.pid)
+    tracer = dying_tracer.make(2, signal.SIGSTOP, limit_seconds=2.0)
+    results = []
+    with Acting() as acting, contextlib.closing(tracer):
+        act = threading.Thread(target=lambda: results.append(acting.with_tracer(tracer).one(reading, BIND)))
+        act.start()
+        wait_until(lambda: bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T")
+        freeze(trap.cgroup.folder, True)
+        os.kill(tracer.pid or 0, signal.SIGCONT)
+        act.join()
+    assert [(result.outcome, result.reason) for result in results] == [(Outcome.DEFERRED, "timeout")]
+    assert reading.policy() == DEFAULT
+    freeze(trap.cgroup.folder, False)
+    wait_until(lambda: reading.policy() == BIND)
+
+
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    """A cgroup of version 1's freezer."""
+    lines = [line.split() for line in ROOT.read_text("/proc/mounts").splitlines()]
+    mounts = [fields[1] for fields in lines if fields[2] == "cgroup" and "freezer" in fields[3].split(",")]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if not mounts:
+            if subprocess.run(["mount", "-t", "cgroup", "-o", "freezer", "none", folder], check=False).returncode:
+                pytest.skip("this kernel has no freezer of version 1")
+            stack.callback(subprocess.run, ["umount", folder], check=True)
+        path = Path(mounts[0] if mounts else folder) / f"hetmemd-{os.getpid()}"
+        path.mkdir()
+        yield path
+        (path / "freezer.state").write_text("THAWED")
+        wait_until(lambda: not (path / "cgroup.procs").read_text())
+        path.rmdir()
+
+
+def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None:
+    (freezer / "cgroup.procs").write_text(str(reading.pid))
+    (freezer / "freezer.state").write_text("FROZEN")
+    wait_until(lambda: (freezer / "freezer.state").read_text() == "FROZEN\n")
+    trap.catches(reading.pid, Outcome.DEFERRED, "uninterruptible")
+    assert reading.policy() == DEFAULT
+    (freezer / "freezer.state").write_text("THAWED")
+    trap.lets_go(reading.pid)
+    (freezer.parent / "cgroup.procs").write_text(str(reading.pid))
+
+
+def test_zombies(trap: Trap) -> None:
+    with Target(["cat"]) as target:
+        trap.cgroup.take(target.pid)
+        trap.lets_go(target.pid)
+        os.kill(target.pid, signal.SIGKILL)
+        wait_until(lambda: target.state() == "Z")
+        # There is nothing left to give a policy to, and so nothing that failed.
+        eventually("explain says it", lambda: trap.task(target.pid) == (Outcome.GONE.value, ""))
+    with Acting() as acting, Target(["true"]) as target:
+        wait_until(lambda: target.state() == "Z")
+        result = acting.one(target, INTERLEAVE)
+        assert (result.outcome, result.reason) == (Outcome.GONE, "exited")
+        assert trap.failures(result.outcome, result.reason) >= 0
+
+
+def test_a_dead_leader_with_live_threads(built: Built, trap: Trap) -> None:
+    with Target([built("family"), "leader"]) as target:
+        target.expect("ready")
+        wait_until(lambda: target.state() == "Z")
+        trap.serves(target)
+        with Acting() as acting:
+            leader, thread = acting.apply(target, INTERLEAVE)
+        assert (leader.outcome, leader.reason) == (Outcome.GONE, "exited")
+        assert (thread.outcome, thread.after) == (Outcome.APPLIED, INTERLEAVE)
+        assert target.finish() == "alive\n"
+
+
+@pytest.mark.parametrize("kind", ["vfork", "clone_vm"])
+def test_a_child_in_its_parents_memory(built: Built, trap: Trap, kind: str) -> None:
+    with Target([built("family"), kind]) as target:
+        target.expect("ready")
+        child = int(target.line())
+        trap.catches(target.pid, Outcome.DEFERRED, "shared-memory")
+        trap.catches(child, Outcome.DEFERRED, "shared-memory")
+        assert target.policy() == DEFAULT
+        assert target.finish() == "alive\n"
+
+
+@pytest.mark.parametrize("kind", ["vfork", "clone_vm"])
+def test_a_child_in_the_memory_of_a_parent_elsewhere(built: Built, trap: Trap, kind: str) -> None:
+    """As when a manager starts a service: the child is in the service's cgroup, its memory is the manager's."""
+    with Target([built("family"), kind]) as target:
+        target.expect("ready")
+        child = int(target.line())
+        trap.catches(child, Outcome.DEFERRED, "shared-memory")
+        assert trap.task(target.pid) == ("", "")
+        assert target.policy() == DEFAULT
+        assert target.finish() == "alive\n"
+
+
+def test_kernel_threads(trap: Trap) -> None:
+    kthreadd = procfs.identify(ROOT, 2)
+    with Acting() as acting:
+        (result,) = acting.apply(kthreadd, INTERLEAVE)
+    assert (result.outcome, result.reason) == (Outcome.UNSTEERABLE, "kernel-thread")
+    assert trap.failures(result.outcome, result.reason) >= 0
+    # The daemon does not even try.
+    assert trap.task(kthreadd.pid) == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["poller", "worker"])
+def test_io_uring_threads(built: Built, trap: Trap, kind: str) -> None:
+    """They have the policy that they were made with; the rest of the process gets its own."""
+    with Target([built("uring"), kind]) as target:
+        target.expect("ready")
+        wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 2)
+        trap.catches(target.pid, Outcome.UNSTEERABLE, "io-worker")
+        leader, worker = procfs.tids(ROOT, target.pid)
+        assert (target.policy(leader), target.policy(worker)) == (INTERLEAVE, DEFAULT)
+        assert target.finish() == "alive\n"
+
+
+def test_init_the_daemon_and_the_tracer(acting: Acting, trap: Trap) -> None:
+    assert acting.tracer.pid is None
+    (init,) = acting.apply(procfs.identify(ROOT, 1), INTERLEAVE, [1])
+    assert (init.outcome, init.reason) == (Outcome.REFUSED, "init")
+    assert acting.tracer.pid
+    for pid in (os.getpid(), acting.tracer.pid):
+        (result,) = acting.apply(procfs.identify(ROOT, pid), INTERLEAVE, [pid])
+        assert (result.outcome, result.reason) == (Outcome.REFUSED, "self")
+        assert trap.failures(result.outcome, result.reason) >= 0
+    assert trap.failures(init.outcome, init.reason) >= 0
+    # The daemon does not even try.
+    assert trap.daemon.popen
+    trap.cgroup.take(trap.daemon.popen.pid)
+    with Target(["cat"]) as target:
+        trap.cgroup.take(target.pid)
+        trap.lets_go(target.pid)
+    assert trap.task(trap.daemon.popen.pid) == ("", "")
+    trap.cgroup.leave(trap.daemon.popen.pid)
+
+
+TRACE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hetmemd.kernel import ptrace
+ptrace.seize(int(sys.argv[2]), 0)
+print("tracing", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_traced_by_a_program_that_lets_it_run(reading: Target, trap: Trap) -> None:
+    checkout = Path(__file__).parents[2]
+    with Target([sys.executable, "-c", TRACE, checkout, str(reading.pid)]) as other:
+        other.expect("tracing")
+        trap.catches(reading.pid, Outcome.DEFERRED, "traced")
+        assert reading.policy() == DEFAULT
+        other.finish()
+    trap.lets_go(reading.pid)

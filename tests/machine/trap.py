@@ -1,0 +1,66 @@
+"""A cgroup with a policy, served by a daemon: what it does to a task that is a trap, and what it says of it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hetmemd.remote.result import Outcome
+from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, policy
+from tests.machine.remote_target import Target
+
+
+class Trap:
+    def __init__(self, daemon: Daemon, group: Group) -> None:
+        """A policy holds for every cgroup right below `group`; tasks are taken into one of them."""
+        self.daemon = daemon
+        self._file = daemon.drop("50-trap.toml", policy(f"{group.path}/*"))
+        self.cgroup = Group(f"{group.path}/trap")
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.cgroup.folder / "cgroup.freeze").write_text("0")
+        self.cgroup.remove()
+        self._file.unlink()
+
+    # -- what the daemon says
+
+    def task(self, pid: int) -> tuple[str, str]:
+        """Outcome and reason of a process by `hetmemctl explain`; empty where it is none of the daemon's."""
+        task = self.daemon.explain(pid)["task"]
+        return (task["outcome"], task["reason"]) if task else ("", "")
+
+    def policies(self, pid: int) -> set[str]:
+        """Of all threads of a process, by the kernel's word in `hetmemctl explain`."""
+        return set(self.daemon.explain(pid)["kernel"]["policies"]) - {"none (no memory)"}
+
+    def failures(self, outcome: Outcome, reason: str) -> float:
+        """How often an application ended so; `KeyError` where that is not counted from zero."""
+        return self.daemon.metric("application_failures_total", outcome=outcome.value, reason=reason)
+
+    def pauses(self) -> float:
+        """How often a thread was stopped."""
+        return self.daemon.metric("pause_seconds_count")
+
+    # -- what it does
+
+    def catches(self, pid: int, outcome: Outcome, reason: str) -> None:
+        """Taken into the cgroup, the process stays as it is, and it is said and counted why."""
+        before = self.failures(outcome, reason)
+        self.cgroup.take(pid)
+        eventually("explain says it", lambda: self.task(pid) == (outcome.value, reason))
+        eventually("the metrics count it", lambda: self.failures(outcome, reason) > before)
+
+    def lets_go(self, pid: int) -> None:
+        """What was caught, or never was, has its policy in all threads in the end, and nothing else is said of it."""
+        eventually("explain says that it is applied", lambda: self.task(pid) == (Outcome.APPLIED.value, ""))
+        assert self.policies(pid) == {INTERLEAVE}
+
+    def serves(self, target: Target, pid: int | None = None) -> None:
+        """Taken into the cgroup, all threads of a process get the policy; taken out, they give it back."""
+        pid = pid or target.pid
+        pauses = self.pauses()
+        self.cgroup.take(pid)
+        self.lets_go(pid)
+        self.cgroup.leave(pid)
+        eventually("it is given back", lambda: self.policies(pid) == {"default"})
+        assert self.pauses() >= pauses + 2
