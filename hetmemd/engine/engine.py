@@ -252,18 +252,21 @@ class Engine:
             if record is not None:
                 record.outcome, record.reason = Outcome.DEFERRED, "mmap-lock"
                 record.outcomes = frozenset({Outcome.DEFERRED})
+                self._tally.application(record.outcome, record.reason)
                 self._after(record, False, None)
         except OSError as error:
             if libc.is_gone(error):
                 self._forget(pid)
             elif record is not None:
                 record.outcome, record.reason = Outcome.REFUSED, "unreadable"
+                self._tally.application(record.outcome, record.reason)
                 record.acted = str(error)
         except Exception:
             # A failure concerns its task: the rest of the machine is still served.
             log.exception("looking at process %d failed", pid)
             if record is not None:
                 record.outcome, record.reason = Outcome.REFUSED, "internal-error"
+                self._tally.application(record.outcome, record.reason)
         finally:
             self._looks.pop(pid, None)
             self.changed.set()

@@ -46,7 +46,8 @@ def own_memory(root: Root, pid: int, tid: int) -> None:
     except OSError as error:
         if libc.is_gone(error):
             raise gone() from None
-        raise Declined(Outcome.REFUSED, "kcmp", error.errno or 0) from None
+        reason = "permission" if isinstance(error, PermissionError) else "kcmp"
+        raise Declined(Outcome.REFUSED, reason, error.errno or 0) from None
     if shared:
         raise Declined(Outcome.DEFERRED, "shared-memory")
 

@@ -24,10 +24,12 @@ PATIENCE = 30.0
 INTERLEAVE = "interleave=static:0"
 
 
-def eventually(what: str, done: Callable[[], object], patience: float = PATIENCE) -> None:
+def eventually(what: str | Callable[[], str], done: Callable[[], object], patience: float = PATIENCE) -> None:
+    """`what` may be asked for only when it is too late."""
     deadline = time.monotonic() + patience
     while not done():
-        assert time.monotonic() < deadline, f"not within {patience:.0f} s: {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {patience:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)
 
 

@@ -1,8 +1,8 @@
 """Real programs from Debian, unpacked into a tree of their own: nothing is installed, no server is started.
 
-`python -m tests.machine.programs` fetches them (about 230 MiB, once): tests/run does. The tree is kept beside the lab's
-images, outside of any checkout. A program runs in it by chroot(2), in a mount namespace of its own, as the only view of
-the machine's packages that is the same everywhere.
+`python -m tests.machine.programs` fetches them (about 230 MiB, once): tests/run does. The tree is kept beside the
+lab's images, outside of any checkout. A program in it sees nothing else (`real_program`): what is installed on the
+machine makes no difference.
 """
 
 from __future__ import annotations
@@ -37,28 +37,12 @@ LEFT_OUT = ("libllvm14", "libz3-4")
 """For PostgreSQL's compiled expressions, which are switched off: 28 MiB."""
 
 NOBODY = 65534
-"""Servers refuse to run as root, or need not."""
 WORK = "/mnt"
-"""Where a test's own folder is, for a program in the tree."""
+"""Where the working folder of a program that runs in the tree is mounted."""
 
 _PASSWD = f"root:x:0:0::/:/bin/sh\nnobody:x:{NOBODY}:{NOBODY}::{WORK}:/bin/sh\n"
 _GROUP = f"root:x:0:\nnogroup:x:{NOBODY}:\n"
 _FOLDERS = ("dev", "mnt", "proc", "run", "tmp")
-
-# In a namespace of mounts: nothing is left of them when the program has ended.
-_ENTER = """
-for name in proc dev; do mount --rbind /$name "$0/$name" || exit; done
-mount --bind "$1" "$0/mnt" || exit
-user=$2; shift 2
-exec chroot --userspec="$user:$user" "$0" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/mnt LC_ALL=C.UTF-8 \
-    sh -c 'cd /mnt && exec "$@"' sh "$@"
-"""
-
-
-def command(folder: Path, words: Sequence[str | Path], user: int = 0) -> list[str]:
-    """How to run `words`, a program by its path in the tree, with `folder` as its working directory."""
-    enter = ["unshare", "--mount", "sh", "-c", _ENTER, tree(), folder, user, *words]
-    return [str(word) for word in enter]
 
 
 def tree() -> Path:

@@ -18,7 +18,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.regions import RegionCall, RegionsResult
-from hetmemd.remote.result import ThreadResult
+from hetmemd.remote.result import Outcome, ThreadResult
 
 ROOT = Root()
 SOURCES = Path(__file__).parent / "targets"
@@ -29,6 +29,7 @@ HANG = 60.0
 NODE0 = frozenset({0})
 INTERLEAVE = Mempolicy(Mode.INTERLEAVE, NODE0, Flag.STATIC_NODES)
 BIND = Mempolicy(Mode.BIND, NODE0, Flag.STATIC_NODES)
+ALTERNATING = (INTERLEAVE, BIND)
 
 
 def build(folder: Path, name: str, *options: str) -> Path:
@@ -98,6 +99,16 @@ class Target:
     def policy(self, tid: int | None = None) -> Mempolicy | None:
         return procfs.thread_policy(ROOT, self.pid, tid or self.pid)
 
+    def policies(self) -> set[Mempolicy]:
+        """Of all threads that live."""
+        found = set()
+        for tid in procfs.tids(ROOT, self.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                policy = self.policy(tid)
+                if policy is not None:  # it was alive when it was read
+                    found.add(policy)
+        return found
+
     def wait_blocked(self) -> None:
         """Until the leader sleeps in a syscall, or is dead."""
 
@@ -114,6 +125,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "never came to be"
         time.sleep(0.001)
+
+
+def numbers(line: str) -> dict[str, int]:
+    """`rounds 5 bad 0` as a dictionary."""
+    words = line.split()
+    return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
 class Acting:
@@ -159,3 +176,12 @@ class Acting:
         """On the leader, or another thread."""
         (result,) = self.apply(target, policy, [tid or target.pid], expected)
         return result
+
+    def alternate(self, target: Target, times: int) -> int:
+        """That many acts on the leader, each another policy; how many of them came to an end."""
+        applied = 0
+        for turn in range(times):
+            result = self.one(target, ALTERNATING[turn % 2])
+            assert result.outcome in (Outcome.APPLIED, Outcome.DEFERRED), result
+            applied += result.outcome is Outcome.APPLIED
+        return applied

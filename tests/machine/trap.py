@@ -47,7 +47,10 @@ class Trap:
         """Taken into the cgroup, the process stays as it is, and it is said and counted why."""
         before = self.failures(outcome, reason)
         self.cgroup.take(pid)
-        eventually("explain says it", lambda: self.task(pid) == (outcome.value, reason))
+        eventually(
+            lambda: f"explain says {(outcome.value, reason)}, not {self.task(pid)}",
+            lambda: self.task(pid) == (outcome.value, reason),
+        )
         eventually("the metrics count it", lambda: self.failures(outcome, reason) > before)
 
     def lets_go(self, pid: int) -> None:
