@@ -167,7 +167,16 @@ def test_static_programs(built: Built, trap: Trap, acting: Acting) -> None:
 
 def test_pid_namespaces(built: Built, trap: Trap) -> None:
     """The task is pid 1 where it lives, and nothing else on that account."""
-    command = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child", built("family"), "threads", "3"]
+    command: list[str | Path] = [
+        "unshare",
+        "--pid",
+        "--mount-proc",
+        "--fork",
+        "--kill-child",
+        built("family"),
+        "threads",
+        "3",
+    ]
     with Target(command) as target:
         target.expect("ready")
         inner = int(ROOT.read_text(f"/proc/{target.pid}/task/{target.pid}/children"))

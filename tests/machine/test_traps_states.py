@@ -155,7 +155,7 @@ def test_a_dead_leader_with_live_threads(built: Built, trap: Trap) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vfork", "clone_vm"])
-def test_a_child_in_its_parents_memory(built: Built, trap: Trap, kind: str) -> None:
+def test_T5_a_child_in_its_parents_memory(built: Built, trap: Trap, kind: str) -> None:
     with Target([built("family"), kind]) as target:
         target.expect("ready")
         child = int(target.line())
@@ -166,7 +166,7 @@ def test_a_child_in_its_parents_memory(built: Built, trap: Trap, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["vfork", "clone_vm"])
-def test_a_child_in_the_memory_of_a_parent_elsewhere(built: Built, trap: Trap, kind: str) -> None:
+def test_T5_a_child_in_the_memory_of_a_parent_elsewhere(built: Built, trap: Trap, kind: str) -> None:
     """As when a manager starts a service: the child is in the service's cgroup, its memory is the manager's."""
     with Target([built("family"), kind]) as target:
         target.expect("ready")
@@ -177,7 +177,7 @@ def test_a_child_in_the_memory_of_a_parent_elsewhere(built: Built, trap: Trap, k
         assert target.finish() == "alive\n"
 
 
-def test_kernel_threads(trap: Trap) -> None:
+def test_T5_kernel_threads(trap: Trap) -> None:
     kthreadd = procfs.identify(ROOT, 2)
     with Acting() as acting:
         (result,) = acting.apply(kthreadd, INTERLEAVE)
@@ -199,7 +199,7 @@ def test_io_uring_threads(built: Built, trap: Trap, kind: str) -> None:
         assert target.finish() == "alive\n"
 
 
-def test_init_the_daemon_and_the_tracer(acting: Acting, trap: Trap) -> None:
+def test_T5_init_the_daemon_and_the_tracer(acting: Acting, trap: Trap) -> None:
     assert acting.tracer.pid is None
     (init,) = acting.apply(procfs.identify(ROOT, 1), INTERLEAVE, [1])
     assert (init.outcome, init.reason) == (Outcome.REFUSED, "init")
