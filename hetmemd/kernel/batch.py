@@ -1,11 +1,13 @@
 """Several system calls in a row, with comparisons and copies between them, and no interpreter.
 
 For the few places where every microsecond is somebody else's: a thread that is held by ptrace. A batch is a table of
-records of eight 64-bit words; a routine of 90 bytes goes over it until it is done or one record fails.
+records of eight 64-bit words; a routine of 112 bytes goes over it until it is done or one record fails.
 
     call      number, six arguments, result (written back; -errno where it failed)
     compare   -1, address, value: goes on only if the 32 bits at the address are the value
     copy      -2, to, from, count of bytes
+    differ    -3, address, value: goes on only if the 32 bits at the address are not the value
+    same      -4, address, other, count of bytes: goes on only if the bytes are the same
 
 x86-64. Where the routine cannot be made (no executable memory is to be had), the same table is gone over in Python.
 """
@@ -19,14 +21,14 @@ from collections.abc import Callable
 WORDS = 8
 RESULT = 7
 """Of the words of a record."""
-_COMPARE, _COPY = (1 << 64) - 1, (1 << 64) - 2
+_COMPARE, _COPY, _DIFFER, _SAME = ((1 << 64) - operation for operation in range(1, 5))
 _LARGEST_ERRNO = 4095
 
 _ROUTINE = bytes.fromhex(
     # (rdi: records, rsi: count) -> records that were not done
     "53 55"  #               push rbx; push rbp
     "48 89 fb 48 89 f5"  #   mov rbx, rdi; mov rbp, rsi
-    "48 85 ed 74 40"  # 08   next: test rbp, rbp; je done
+    "48 85 ed 74 4d"  # 08   next: test rbp, rbp; je done
     "48 8b 03"  #            mov rax, [rbx]
     "48 8b 7b 08"  #         mov rdi, [rbx+8]
     "48 8b 73 10"  #         mov rsi, [rbx+16]
@@ -38,16 +40,23 @@ _ROUTINE = bytes.fromhex(
     "0f 05"  #               syscall
     "48 89 43 38"  #         mov [rbx+56], rax
     "48 3d 01 f0 ff ff"  #   cmp rax, -4095
-    "73 12"  #               jae done
+    "73 1f"  #               jae done
     "48 83 c3 40"  # 3b      step: add rbx, 64
     "48 ff cd"  #            dec rbp
     "eb c4"  #               jmp next
-    "48 ff c0 75 0a"  # 44   special: inc rax; jne copy
-    "39 37 74 ee"  #         cmp [rdi], esi; je step
-    "48 89 e8"  # 4d         done: mov rax, rbp
+    "48 89 d1"  # 44         special: mov rcx, rdx
+    "48 ff c0 74 14"  #      inc rax; je compare
+    "48 ff c0 74 1b"  #      inc rax; je copy
+    "48 ff c0 74 10"  #      inc rax; je differ
+    "f3 a6 74 e1"  #         repe cmpsb; je step
+    "48 89 e8"  # 5a         done: mov rax, rbp
     "5d 5b c3"  #            pop rbp; pop rbx; ret
-    "48 89 d1 f3 a4"  # 53   copy: mov rcx, rdx; rep movsb
-    "eb e1"  #               jmp step
+    "39 37 74 d7"  # 60      compare: cmp [rdi], esi; je step
+    "eb f4"  #               jmp done
+    "39 37 75 d1"  # 66      differ: cmp [rdi], esi; jne step
+    "eb ee"  #               jmp done
+    "f3 a4"  # 6c            copy: rep movsb
+    "eb cb"  #               jmp step
 )
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -83,8 +92,13 @@ def interpreted(address: int, count: int) -> int:
         if record[0] == -2:
             ctypes.memmove(record[1], record[2], record[3])
             continue
-        if record[0] == -1:
-            if ctypes.c_uint32.from_address(record[1]).value != record[2] & 0xFFFFFFFF:
+        if record[0] in (-1, -3):
+            is_equal = ctypes.c_uint32.from_address(record[1]).value == record[2] & 0xFFFFFFFF
+            if is_equal != (record[0] == -1):
+                return count - index
+            continue
+        if record[0] == -4:
+            if ctypes.string_at(record[1], record[3]) != ctypes.string_at(record[2], record[3]):
                 return count - index
             continue
         result = _libc.syscall(*record[:RESULT])
@@ -119,6 +133,14 @@ class Batch:
         """Append a copy of `count` bytes; its index."""
         return self._append(_COPY, to, start, count)
 
+    def differ(self, address: int, value: int) -> int:
+        """Append a comparison that goes on where the values differ; its index."""
+        return self._append(_DIFFER, address, value)
+
+    def same(self, address: int, other: int, count: int) -> int:
+        """Append a comparison of `count` bytes; its index."""
+        return self._append(_SAME, address, other, count)
+
     def _append(self, *words: int) -> int:
         start = self.count * WORDS
         for offset, word in enumerate(words):
@@ -127,10 +149,11 @@ class Batch:
         return self.count - 1
 
     def is_call(self, index: int) -> bool:
-        return self.words[index * WORDS] < _COPY
+        return self.words[index * WORDS] < _SAME
 
-    def address_of_result(self, index: int) -> int:
-        return self._address + (index * WORDS + RESULT) * 8
+    def address_of(self, index: int, word: int = RESULT) -> int:
+        """Of one word of a record."""
+        return self._address + (index * WORDS + word) * 8
 
     def result(self, index: int) -> int:
         word = self.words[index * WORDS + RESULT]

@@ -45,7 +45,7 @@ def parse_stat(text: str) -> Stat:
     """`comm` may hold spaces and parentheses: everything after the last `)` is plain fields."""
     head, _, tail = text.rpartition(")")
     pid, _, comm = head.partition(" (")
-    fields = tail.split()
+    fields = tail.split(None, 20)
     return Stat(int(pid), comm, fields[0], int(fields[1]), int(fields[6]), int(fields[19]))
 
 

@@ -23,7 +23,7 @@ SETREGSET = 0x4205
 _SEIZE = 0x4206
 SETOPTIONS = 0x4200
 INTERRUPT = 0x4207
-_GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
+GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
 GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211  # 6.4
 
 _WALL = 0x40000000
@@ -104,6 +104,10 @@ class RegisterSet:
         for index, value in changes:
             words[index] = value
 
+    def put(self, index: int, registers: memoryview) -> None:
+        """Change registers that stand side by side, of a 64-bit tracee."""
+        self._view[8 * index : 8 * index + len(registers)] = registers
+
     def word(self, index: int) -> int:
         """One register."""
         return self._words_32[index] if self._vector.length == _LENGTH_32 else self._words_64[index]
@@ -162,9 +166,9 @@ _SUD_SIZE = ctypes.c_void_p(32)  # struct ptrace_sud_config
 
 def rseq_area(tid: int) -> int:
     """Address of the stopped thread's `struct rseq`, 0 where it has none (or before 5.13)."""
-    size = _ptrace(_GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, _words_pointer)
+    size = _ptrace(GET_RSEQ_CONFIGURATION, tid, _RSEQ_SIZE, _words_pointer)
     if size == -1 and ctypes.get_errno() == errno.ESRCH:
-        raise _failed(_GET_RSEQ_CONFIGURATION, tid)
+        raise _failed(GET_RSEQ_CONFIGURATION, tid)
     return int(_words[0]) if size > 0 else 0
 
 

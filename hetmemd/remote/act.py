@@ -66,34 +66,23 @@ class Actor:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
             # From the stop on, never from the seizure: until it stops, a thread would run without its filter.
             self._options |= ptrace.O_SUSPEND_SECCOMP
-        self._course = Course(self._options)
+        self._courses = {blocked: Course(self._options, blocked=blocked) for blocked in (True, False)}
         self._codes: dict[int, int] = {}
         """The code with which each syscall was interrupted last."""
         self._turn = 0
 
     def act(
-        self,
-        target: Target,
-        tid: int,
-        calls: Sequence[Call],
-        data: bytes,
-        blocked: tuple[int, int] | None = None,
-        *,
-        is_confined: bool = False,
+        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None = None
     ) -> Done:
         """Have thread `tid` make the calls, in one stop: one of them at least. None at all: only sweep.
 
-        Raises `Declined`.
-
-        `blocked` are the syscall and pc at which it will most likely be found. `is_confined`: it has a seccomp filter,
-        and what it is about to call is compared with what was asked for, before it is let through: another thread of a
-        hostile process could have rewritten the stub.
+        Raises `Declined`. `blocked` are the syscall and pc at which it will most likely be found, None where it runs.
         """
         results: list[int] = []
         for attempt in range(ATTEMPTS):
             begin = time.perf_counter_ns()
             try:
-                return self._act_once(target, tid, calls, data, None if is_confined else blocked, is_confined, results)
+                return self._act_once(target, tid, calls, data, blocked, results)
             except _Again:
                 if results:
                     return Done(results, time.perf_counter_ns() - begin)
@@ -116,84 +105,102 @@ class Actor:
         calls: Sequence[Call],
         data: bytes,
         blocked: tuple[int, int] | None,
-        is_confined: bool,
         results: list[int],
     ) -> Done:
         """`results` are filled in one by one."""
         plan = self._plan(target, tid, calls, data)
-        self._course.prepare(tid, target.memory, plan.slot)
-        is_foreseen = self._foresee(target, plan, blocked)
+        whole = len(plan.calls) == 1
+        course = self._courses[blocked is not None]
+        course.prepare(tid, target.memory, plan.slot)
+        is_foreseen = self._foresee(course, target, plan, blocked)
         self._seize(target, tid)
         # False: the tid came to be another process's before it was seized.
         is_its_own = target.has_thread(tid)
         begin = time.perf_counter_ns()
+        held: Held | None = None
+        reached = Reached.STOP
         if is_foreseen and is_its_own:
-            reached = self._course.go()
-            pause = time.perf_counter_ns() - begin
-            if reached is Reached.ALL:
-                return Done([X86_64.signed(self._course.after.word(X86_64.result))], pause)
-            if reached is not None:
-                assert plan.slot
-                held = Held(self._course.original, target, tid)
-                result = self._conclude(held, plan.slot, reached)
-                return Done([result], time.perf_counter_ns() - begin)
-            how = self._course.found()
+            reached = course.go(whole=whole)
         else:
-            how = self._course.stop()
-        held = self._hold(target, tid, how)
+            course.stop()
+        if reached is Reached.STOP:
+            held = self._hold(course, target, tid)
+            self._look(course, held, plan, is_its_own=is_its_own)
+            if not (plan.calls and plan.slot):
+                held.release()
+                return Done(results, time.perf_counter_ns() - begin)
+            if held.is_64bit:
+                reached = course.call(held.content(plan.slot), held.resumed, plan.calls[0], whole=whole)
+            else:
+                self._step_by_step(held, plan.slot, plan.calls, begin, results)
+                return Done(results, time.perf_counter_ns() - begin)
+        assert plan.slot
+        while reached >= Reached.RETURNED:
+            results.append(course.result)
+            if reached is not Reached.RETURNED:
+                break
+            if len(results) < len(plan.calls) and time.perf_counter_ns() < begin + STOP_NS:
+                reached = course.call_again(plan.calls[len(results)])
+            else:
+                reached = course.release()
+                break
+        if reached is Reached.ALL:
+            return Done(results, course.ended_ns - begin)
+        held = held or Held(course.original, target, tid)
+        if reached < Reached.RETURNED:
+            results.append(self._conclude(course, held, plan.slot, reached, plan.calls[len(results)]))
+        else:
+            self._let_go(course, held, plan.slot, reached)
+        return Done(results, time.perf_counter_ns() - begin)
+
+    def _foresee(self, course: Course, target: Target, plan: _Plan, blocked: tuple[int, int] | None) -> bool:
+        """Whether the whole act can be laid out before the thread is stopped."""
+        padding, abi, leftovers = target.room
+        if not plan.slot or abi is not X86_64 or leftovers:
+            return False
+        if blocked is None:
+            course.foresee_running(plan.slot, plan.calls[0], target.memory, padding)
+            return True
+        number, pc = blocked
+        code = self._codes.get(number)
+        if pc in padding or code is None:
+            return False
+        course.foresee_blocked(plan.slot, plan.calls[0], number, code, pc)
+        return True
+
+    def _look(self, course: Course, held: Held, plan: _Plan, *, is_its_own: bool) -> None:
+        """All that has to be known of a thread that was not found as foreseen, before anything is written."""
         if interrupted := held.interrupted:
             self._codes[interrupted[0]] = interrupted[1]
         try:
             if not is_its_own:
                 raise gone()
-            if not held.look(dispatches=self._course.dispatches):
+            if not held.look(dispatches=course.dispatches):
                 raise _Again
             was_full = held.sweep() and not plan.slot
             if plan.calls:
                 if not plan.slot:
                     if was_full:
                         raise _Again
-                    raise Declined(Outcome.DEFERRED if target.room.leftovers else Outcome.UNSTEERABLE, "vdso")
+                    leftovers = held.target.room.leftovers
+                    raise Declined(Outcome.DEFERRED if leftovers else Outcome.UNSTEERABLE, "vdso")
                 held.leave_restartable_sequence()
-                if (is_confined or len(plan.calls) > 1) and not held.write(plan.slot):
-                    raise _Stale
         except BaseException as error:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
-        if len(plan.calls) == 1 and plan.slot and not is_confined:
-            results.append(self._call_and_release(held, plan.slot, plan.calls[0]))
-        else:
-            ptrace.set_options(tid, self._options)
-            for changes in plan.calls:
-                held.enter(changes)
-                results.append(_finish(held, asked=changes))
-                if time.perf_counter_ns() - begin > STOP_NS:
-                    break
-            held.release()
-        return Done(results, time.perf_counter_ns() - begin)
 
-    def _foresee(self, target: Target, plan: _Plan, blocked: tuple[int, int] | None) -> bool:
-        """Whether the whole act can be laid out before the thread is stopped."""
-        if not (blocked and plan.slot and len(plan.calls) == 1):
-            return False
-        padding, abi, leftovers = target.room
-        number, pc = blocked
-        code = self._codes.get(number)
-        if abi is not X86_64 or leftovers or pc in padding or code is None:
-            return False
-        return self._course.foresee(plan.slot, plan.calls[0], number, code, pc)
-
-    def _hold(self, target: Target, tid: int, how: Stopped) -> Held:
+    def _hold(self, course: Course, target: Target, tid: int) -> Held:
         """A thread that was interrupted; when it has a signal to take, it is let go for that, and `_Again` raised."""
+        how = course.found()
         if how is Stopped.AS_USUAL:
-            return Held(self._course.original, target, tid)
+            return Held(course.original, target, tid)
         stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
-        self._course.original.get(tid)
-        held = Held(self._course.original, target, tid)
+        course.original.get(tid)
+        held = Held(course.original, target, tid)
         if stop.event != ptrace.EVENT_STOP:
             held.release(_deliverable(stop))
             raise _Again
-        self._course.dispatches = ptrace.syscall_user_dispatch(tid)
+        course.dispatches = ptrace.syscall_user_dispatch(tid)
         return held
 
     def _give_up(self, held: Held, error: BaseException) -> NoReturn:
@@ -202,36 +209,53 @@ class Actor:
         held.release()
         raise error
 
-    def _call_and_release(self, held: Held, room: Slot, changes: Sequence[tuple[int, int]]) -> int:
-        """One call through the stub; its result, -errno where it failed."""
-        return self._conclude(held, room, self._course.call(held.content(room), held.resumed, changes))
+    def _step_by_step(
+        self, held: Held, room: Slot, calls: Sequence[Sequence[tuple[int, int]]], begin: int, results: list[int]
+    ) -> None:
+        """The calls in a thread of a 32-bit program, whose registers the course does not know."""
+        try:
+            if not held.write(room):
+                raise _Stale
+        except BaseException as error:
+            self._give_up(held, error)
+        ptrace.set_options(held.tid, self._options)
+        for changes in calls:
+            held.enter(changes)
+            results.append(_finish(held, changes))
+            if time.perf_counter_ns() > begin + STOP_NS:
+                break
+        held.release()
 
-    def _conclude(self, held: Held, room: Slot, reached: Reached) -> int:
-        """After the second half of the course: its result, or what is left to do."""
-        course = self._course
-        if reached is Reached.ALL:
-            return held.result_in(course.after)
+    def _conclude(
+        self, course: Course, held: Held, room: Slot, reached: Reached, changes: Sequence[tuple[int, int]]
+    ) -> int:
+        """What is left of a call that was sent off with `changes` and left its course, and the release; its result."""
         code = course.error
         if reached is Reached.WRITE and code:
             # proc_mem.force_override=never (6.12).
             self._give_up(held, Declined(Outcome.REFUSED, "proc-mem", code))
         if reached in (Reached.WRITE, Reached.MARK) and code != errno.ESRCH:
             self._give_up(held, _Stale())
-        if reached is Reached.ZERO:
-            # The next act in this process does it.
-            held.was_restored()
-            held.release()
-            return held.result_in(course.after)
-        if code == errno.ECHILD:
-            raise gone()
-        if code:
-            raise OSError(code, os.strerror(code), f"/proc/{held.tid}")
-        # Something else than the stop that was waited for.
+        _raise(code, held.tid)
         held.has_entered(room, course.calling)
-        stop = _judged(held.tid, ptrace.reported()) or _wait(held.tid)
-        result = _finish(held, stop, 1 if reached is Reached.EXIT_STOP else 0)
+        if reached is Reached.CHECK:
+            stop = ptrace.Stop(held.tid, ptrace.SYSCALL_STOP, 0)
+        else:
+            # Something else than the stop that was waited for.
+            stop = _judged(held.tid, ptrace.reported()) or _wait(held.tid)
+        result = _finish(held, changes, stop, 1 if reached is Reached.EXIT_STOP else 0)
         held.release()
         return result
+
+    def _let_go(self, course: Course, held: Held, room: Slot, reached: Reached) -> None:
+        """A thread whose call is over, but not put back as usual."""
+        if reached is not Reached.ZERO:
+            _raise(course.error, held.tid)
+            held.has_entered(room, course.calling)
+        else:
+            # The next act in this process zeroes the slot.
+            held.was_restored()
+        held.release()
 
     def _seize(self, target: Target, tid: int) -> None:
         for is_last in (False, True):
@@ -270,10 +294,7 @@ class Actor:
 
 
 def _finish(
-    held: Held,
-    stop: ptrace.Stop | None = None,
-    syscall_stops: int = 0,
-    asked: Sequence[tuple[int, int]] = (),
+    held: Held, asked: Sequence[tuple[int, int]], stop: ptrace.Stop | None = None, syscall_stops: int = 0
 ) -> int:
     """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in already.
 
@@ -284,7 +305,7 @@ def _finish(
         if stop:
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
-                if syscall_stops == 1 and asked and not held.asks_for(asked):
+                if syscall_stops == 1 and not held.asks_for(asked):
                     tampered = True
                     held.skip()
             elif stop.event != ptrace.EVENT_STOP:
@@ -296,6 +317,14 @@ def _finish(
             return held.result()
         ptrace.resume_to_syscall(held.tid)
         stop = _wait(held.tid)
+
+
+def _raise(code: int, tid: int) -> None:
+    """For a call on a thread that failed, unless it did not (0)."""
+    if code == errno.ECHILD:
+        raise gone()
+    if code:
+        raise OSError(code, os.strerror(code), f"/proc/{tid}")
 
 
 def _let_go_for(held: Held, stop: ptrace.Stop) -> None:

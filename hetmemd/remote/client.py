@@ -24,8 +24,10 @@ from hetmemd.remote.regions import RegionCall, RegionsResult
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Call, Request
 
-SLICE = 32
-"""Threads in one request, after which it is another caller's turn: a few milliseconds."""
+SLICE = 256
+"""Threads in one request. What it has no time for in one turn goes into the next one."""
+CANDIDATES = 32
+"""Threads of which one is to make calls."""
 ROUNDS = 16
 """How often new threads are looked for in one application; a later look goes on."""
 
@@ -162,7 +164,7 @@ class Tracer:
         results: dict[int, ThreadResult] = {}
         async with self._turn:
             try:
-                request = Request(process, tuple(tids[:SLICE]), calls, data, policy=None, once=True)
+                request = Request(process, tuple(tids[:CANDIDATES]), calls, data, policy=None, once=True)
                 await self._ask(request, results)
             except _Died as died:
                 if died.reason == "timeout":

@@ -1,11 +1,13 @@
-"""The usual course of an act as one table of system calls: from the interruption to the registers, and from the stub to
-the release. A thread is held for as long as these take, and the little that is worked out between them.
+"""The usual course of an act as one table of system calls: from the interruption to the registers, from the stub to the
+release. A thread is held for as long as these take, and the little that is worked out between them.
 
-Of a thread that is blocked in a syscall all that matters can be foreseen: where it is, and with which of the kernel's
-codes that syscall is interrupted, from the last time. Then the whole table is gone over at once: in its middle the
-registers are compared with what was foreseen, and the rest of them is copied to where it belongs.
+Most of what matters can be foreseen. Of a thread that is blocked: where it is, and with which of the kernel's codes its
+syscall is interrupted, from the last time. Of one that runs: that it is in no syscall and no restartable sequence. Then
+the whole table is gone over at once: in its middle the thread is compared with what was foreseen, and its registers are
+copied to where they belong.
 
-Where anything is out of the usual, the table is left there, and `act` goes on step by step.
+Where anything is out of the usual, the table is left there, and `act` goes on step by step. For 64-bit programs; any
+thread may be stopped by it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import enum
 import errno
 import os
 import signal
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from enum import Enum, IntEnum
 
 from hetmemd.kernel import ptrace
@@ -24,17 +27,26 @@ from hetmemd.remote import slot
 from hetmemd.remote.slot import Slot
 from hetmemd.remote.x86_64 import X86_64
 
-_PTRACE, _WAITID, _PWRITE64 = 101, 247, 18  # arch/x86/entry/syscalls/syscall_64.tbl
+# arch/x86/entry/syscalls/syscall_64.tbl
+_PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME = 101, 247, 17, 18, 228
+_CLOCK_MONOTONIC = 1
 _CONTENT = 4096
-_PATCHED = range(10, 17)
-"""Registers that a call with up to three arguments is made with: rax, rcx, rdx, rsi, rdi, orig_rax, rip. They stand
-side by side; rcx does not matter, for the syscall instruction overwrites it."""
-_NO_REGISTERS = bytes(X86_64.layout.size)
-_DISPATCH_SIZE = 32
+_SENT = range(7, 17)
+"""Registers with which a thread is sent into the stub, side by side: r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax,
+rip. rcx does not matter, for the syscall instruction overwrites it."""
+_SENT_WORDS = struct.Struct(f"<{len(_SENT)}Q")
+_SIZE = X86_64.layout.size
+_NO_REGISTERS = bytes(_SIZE)
+_DISPATCH_SIZE, _RSEQ_SIZE = 32, 24  # struct ptrace_sud_config, struct ptrace_rseq_configuration
+_RSEQ_HEAD = 16
+"""Of struct rseq, with the critical section that the thread is in as its last 8 bytes."""
+_GRANULE = 8
+"""Bits: where a running thread is, is told in steps of 256 bytes."""
+_GRANULES = (4096 >> _GRANULE) + 1
 
 
 class Stopped(Enum):
-    """What the first batch found."""
+    """How a thread was stopped."""
 
     AS_USUAL = enum.auto()
     """By the interruption; its registers are in `original`."""
@@ -45,110 +57,173 @@ class Stopped(Enum):
 
 
 class Reached(IntEnum):
-    """How far the second batch came: the step that was not done."""
+    """How far a thread was brought: the step that was not done."""
 
-    WRITE = 0
-    MARK = 1
-    ENTER = 2
-    ENTRY_STOP = 3
-    EXIT_STOP = 4
-    RESTORE = 5
-    ZERO = 6
-    DETACH = 7
-    ALL = 8
+    STOP = 0
+    """It is stopped at most, or not as it was foreseen: `found` tells."""
+    WRITE = 1
+    MARK = 2
+    ENTER = 3
+    ENTRY_STOP = 4
+    CHECK = 5
+    """That it asks for the call that it was sent for: another thread could have rewritten the stub."""
+    EXIT_STOP = 6
+    RESULT = 7
+    RETURNED = 8
+    """The call is over, and the thread can be sent for another one."""
+    RESTORE = 9
+    ZERO = 10
+    DETACH = 11
+    ALL = 12
 
 
 class Course:
-    def __init__(self, options: int) -> None:
-        """`options` are what the thread is traced with from its stop on: a seccomp filter that is suspended must not
-        let through what the thread does before."""
+    def __init__(self, options: int, *, blocked: bool) -> None:
+        """For threads that are expected to be blocked in a syscall, or to run.
+
+        `options` are what the thread is traced with from its stop on: a seccomp filter that is suspended must not let
+        through what the thread does before.
+        """
         self.original = ptrace.RegisterSet()
         self._calling = ptrace.RegisterSet()
-        self.after = ptrace.RegisterSet()
+        self._entered = ptrace.RegisterSet()
+        self._after = ptrace.RegisterSet()
         self._resumed = ptrace.RegisterSet()
         content = bytearray(_CONTENT)
         self._content = memoryview(content)
         self._buffer = (ctypes.c_char * _CONTENT).from_buffer(content)
         self._zeros = ctypes.create_string_buffer(_CONTENT)
-        self._small = (ctypes.c_uint64 * 8)()
-        self._patch = (ctypes.c_uint64 * (len(_PATCHED) + 1))()
-        small = ctypes.addressof(self._small)
+        self._dispatch = (ctypes.c_uint64 * (_DISPATCH_SIZE // 8))()
+        self._word = ctypes.c_uint64()
+        self._end = (ctypes.c_uint64 * 2)()
+        sent = bytearray(8 * (len(_SENT) + 1))
+        self._sent = memoryview(sent).cast("Q")
+        """And the result register that it goes on with."""
+        self._sent_only = memoryview(sent)[: 8 * len(_SENT)]
+        self._sent_address = ctypes.addressof((ctypes.c_char * len(sent)).from_buffer(sent))
         self._tids: list[int] = []
         self._steps: list[Reached] = []
+        self._padding = range(0)
 
-        self.batch = batch = Batch(64)
+        self.batch = batch = Batch(96)
         self._ptrace(ptrace.INTERRUPT)
         self._wait()
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
         self._stopped = self._is_stop(signal.SIGTRAP | ptrace.EVENT_STOP << 8)
-        self._dispatch = self._ptrace(ptrace.GET_SYSCALL_USER_DISPATCH_CONFIG, _DISPATCH_SIZE, small)
+        at = ctypes.addressof(self._dispatch)
+        self._looked = self._ptrace(ptrace.GET_SYSCALL_USER_DISPATCH_CONFIG, _DISPATCH_SIZE, at)
         self._bridge = batch.count
-        self._foreseen = self._make_bridge(small)
-        self._second = self._ended = batch.count
-        self._ptrace(ptrace.SETOPTIONS, 0, options)
+        self._compare(self.original.address + 8, _SIZE)
+        self._compare(self._original(X86_64.segment), X86_64.code_segment)
+        self._compare(at, 0)
+        self._foreseen = self._compare_blocked() if blocked else []
+        self._granules, self._area = (0, 0) if blocked else self._compare_running()
+        self._copy_registers(blocked=blocked)
+        self._second = batch.count
+        self._ptrace(ptrace.SETOPTIONS, 0, options, Reached.WRITE)
         self._write = self._pwrite(ctypes.addressof(self._buffer), Reached.WRITE)
-        self._written = self._compare(batch.address_of_result(self._write), 0, Reached.WRITE)
+        self._written = self._compare(batch.address_of(self._write), 0, Reached.WRITE)
         # The system call itself, unlike the C library's function, writes the word to where the last argument points.
-        self._peek = self._ptrace(ptrace.PEEKDATA, 0, small + 32, Reached.MARK)
-        self._low = self._compare(small + 32, 0, Reached.MARK)
-        self._high = self._compare(small + 36, 0, Reached.MARK)
-        self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._calling.address, Reached.ENTER)
-        for step in (Reached.ENTRY_STOP, Reached.EXIT_STOP):
-            self._ptrace(ptrace.SYSCALL, 0, 0, step)
-            self._wait(step)
-            self._is_stop(ptrace.SYSCALL_STOP, step)
-        self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.after.address, Reached.RESTORE)
+        word = ctypes.addressof(self._word)
+        self._peek = self._ptrace(ptrace.PEEKDATA, 0, word, Reached.MARK)
+        self._low = self._compare(word, 0, Reached.MARK)
+        self._high = self._compare(word + 4, 0, Reached.MARK)
+        self._enter = batch.count
+        self._call_once()
+        self._tail = batch.count
         self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._resumed.address, Reached.RESTORE)
         self._zero = self._pwrite(ctypes.addressof(self._zeros), Reached.ZERO)
         self._ptrace(ptrace.DETACH, 0, 0, Reached.DETACH)
+        self._note(batch.call(_CLOCK_GETTIME, _CLOCK_MONOTONIC, ctypes.addressof(self._end)), Reached.ALL)
+        self._ended = 0
 
-    def _make_bridge(self, dispatch: int) -> dict[str, int]:
-        """For programs of the 64-bit ABI. The indices of what is to be filled in."""
-        compare, copy = self._compare, self._copy
-        registers = self.original.content_address
-        size = X86_64.layout.size
-        compare(self.original.address + 8, size)
-        compare(registers + 8 * X86_64.segment, X86_64.code_segment)
-        compare(dispatch, 0)
-        indices = {
-            "asked": compare(registers + 8 * X86_64.asked, 0),
-            "code": compare(registers + 8 * X86_64.result, 0),
-            "low": compare(registers + 8 * X86_64.pc, 0),
-            "high": compare(registers + 8 * X86_64.pc + 4, 0),
-        }
-        compare(registers + 8 * X86_64.result + 4, 0xFFFFFFFF)  # the code is negative
+    def _original(self, register: int) -> int:
+        """Address of a register that the thread stopped with."""
+        return self.original.content_address + 8 * register
+
+    def _compare_blocked(self) -> list[int]:
+        """The records of syscall, code, and both halves of the pc, to be filled in."""
+        records = [
+            self._compare(self._original(X86_64.asked), 0),
+            self._compare(self._original(X86_64.result), 0),
+            self._compare(self._original(X86_64.pc), 0),
+            self._compare(self._original(X86_64.pc) + 4, 0),
+        ]
+        self._compare(self._original(X86_64.result) + 4, 0xFFFFFFFF)  # the code is negative
+        return records
+
+    def _compare_running(self) -> tuple[int, int]:
+        """The first of the comparisons with where stubs stand, and the read of the thread's struct rseq."""
+        self._compare(self._original(X86_64.asked), 0xFFFFFFFF)
+        self._compare(self._original(X86_64.asked) + 4, 0xFFFFFFFF)
+        first = self.batch.count
+        for _ in range(_GRANULES):
+            self._note(self.batch.differ(self._original(X86_64.pc) + _GRANULE // 8, 0))
+        self._rseq = (ctypes.c_uint64 * ((_RSEQ_SIZE + _RSEQ_HEAD) // 8))()
+        rseq = ctypes.addressof(self._rseq)
+        self._ptrace(ptrace.GET_RSEQ_CONFIGURATION, _RSEQ_SIZE, rseq)
+        area = self.batch.count + 1
+        self._copy(self.batch.address_of(area, 4), rseq, 8)
+        self._note(self.batch.call(_PREAD64, 0, rseq + _RSEQ_SIZE, _RSEQ_HEAD, 0))
+        self._compare(self.batch.address_of(area), _RSEQ_HEAD)
+        for half in (8, 4):
+            self._compare(rseq + _RSEQ_SIZE + _RSEQ_HEAD - half, 0)
+        return first, area
+
+    def _copy_registers(self, *, blocked: bool) -> None:
+        """Into the stub, into what the thread is sent there with, and into what it goes on with."""
         content = ctypes.addressof(self._buffer) + slot.HEADER
-        for offset, register in X86_64.kept:
-            copy(content + offset, registers + 8 * register, 8)
-        copy(self._calling.content_address, registers, size)
-        patch = ctypes.addressof(self._patch)
-        copy(self._calling.content_address + 8 * _PATCHED.start, patch, 8 * len(_PATCHED))
-        copy(self._resumed.content_address, registers, size)
-        copy(self._resumed.content_address + 8 * X86_64.result, patch + 8 * len(_PATCHED), 8)
-        return indices
+        for offset, register in X86_64.kept if blocked else (*X86_64.kept, *X86_64.resumed):
+            self._copy(content + offset, self._original(register), 8)
+        self._copy(self._calling.content_address, self._original(0), _SIZE)
+        sent = self._sent_address
+        self._copy(self._calling.content_address + 8 * _SENT.start, sent, 8 * len(_SENT))
+        self._copy(self._resumed.content_address, self._original(0), _SIZE)
+        if blocked:
+            self._copy(self._resumed.content_address + 8 * X86_64.result, sent + 8 * len(_SENT), 8)
+
+    def _call_once(self) -> None:
+        self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._calling.address, Reached.ENTER)
+        self._ptrace(ptrace.SYSCALL, 0, 0, Reached.ENTRY_STOP)
+        self._wait(Reached.ENTRY_STOP)
+        self._is_stop(ptrace.SYSCALL_STOP, Reached.ENTRY_STOP)
+        self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self._entered.address, Reached.CHECK)
+        first, last = min(X86_64.arguments), max(X86_64.arguments)
+        for here, there, count in (
+            (X86_64.asked, X86_64.result, 1),
+            (first, first, X86_64.result - first),
+            (X86_64.result + 2, X86_64.result + 2, last - X86_64.result - 1),
+        ):
+            entered = self._entered.content_address + 8 * here
+            sent = self._sent_address + 8 * (there - _SENT.start)
+            self._note(self.batch.same(entered, sent, 8 * count), Reached.CHECK)
+        self._ptrace(ptrace.SYSCALL, 0, 0, Reached.EXIT_STOP)
+        self._wait(Reached.EXIT_STOP)
+        self._is_stop(ptrace.SYSCALL_STOP, Reached.EXIT_STOP)
+        self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self._after.address, Reached.RESULT)
 
     def _copy(self, to: int, start: int, count: int) -> int:
-        return self._note(self.batch.copy(to, start, count), Reached.WRITE)
+        return self._note(self.batch.copy(to, start, count))
 
-    def _note(self, index: int, step: Reached) -> int:
+    def _note(self, index: int, step: Reached = Reached.STOP) -> int:
         self._steps += [step] * (index + 1 - len(self._steps))
         return index
 
-    def _ptrace(self, request: int, address: int = 0, data: int = 0, step: Reached = Reached.WRITE) -> int:
+    def _ptrace(self, request: int, address: int = 0, data: int = 0, step: Reached = Reached.STOP) -> int:
         index = self._note(self.batch.call(_PTRACE, request, 0, address, data), step)
         self._tids.append(index * WORDS + 2)
         return index
 
-    def _wait(self, step: Reached = Reached.WRITE) -> int:
+    def _wait(self, step: Reached = Reached.STOP) -> int:
         return self._note(self.batch.call(_WAITID, os.P_ALL, 0, ptrace.REPORT, ptrace.WAIT_EVENTS, 0), step)
 
     def _pwrite(self, address: int, step: Reached) -> int:
         return self._note(self.batch.call(_PWRITE64, 0, address, 0, 0), step)
 
-    def _compare(self, address: int, value: int, step: Reached = Reached.WRITE) -> int:
+    def _compare(self, address: int, value: int, step: Reached = Reached.STOP) -> int:
         return self._note(self.batch.compare(address, value), step)
 
-    def _is_stop(self, status: int, step: Reached = Reached.WRITE) -> int:
+    def _is_stop(self, status: int, step: Reached = Reached.STOP) -> int:
         """That what was waited for is this stop of this thread; the index of the first comparison."""
         first = self._compare(ptrace.REPORT_CODE, os.CLD_TRAPPED, step)
         self._tids.append(self._compare(ptrace.REPORT_PID, 0, step) * WORDS + 2)
@@ -160,9 +235,9 @@ class Course:
         words = self.batch.words
         for at in self._tids:
             words[at] = tid
-        self.original.empty()
-        self.after.empty()
-        self._small[0] = 0
+        for registers in (self.original, self._entered, self._after):
+            registers.empty()
+        self._dispatch[0] = 0
         if room:
             for index in (self._write, self._zero):
                 words[index * WORDS + 1] = memory
@@ -173,45 +248,57 @@ class Course:
             words[self._low * WORDS + 2] = room.mark & 0xFFFFFFFF
             words[self._high * WORDS + 2] = room.mark >> 32
 
-    def foresee(self, room: Slot, changes: Iterable[tuple[int, int]], asked: int, code: int, pc: int) -> bool:
-        """Get ready for a thread that will be found in syscall `asked`, interrupted with `code` (negative), at `pc`.
-
-        False where the call cannot be made in this way.
-        """
-        if any(index not in _PATCHED for index, _ in changes):
-            return False
-        registers = [0] * (X86_64.layout.size // 8)
+    def foresee_blocked(self, room: Slot, changes: Iterable[tuple[int, int]], asked: int, code: int, pc: int) -> None:
+        """Get ready for a thread that will be found in syscall `asked`, interrupted with `code` (negative), at `pc`."""
+        registers = [0] * (_SIZE // 8)
         registers[X86_64.asked], registers[X86_64.result], registers[X86_64.pc] = asked, X86_64.unsigned(code), pc
         mended = X86_64.mended(registers)
-        content = room.head + X86_64.stub(room.stub, mended) + room.tail
-        self._content[: len(content)] = content
-        for index, value in changes:
-            self._patch[index - _PATCHED.start] = value
-        self._patch[len(_PATCHED)] = mended[X86_64.result]
+        self._sent[len(_SENT)] = mended[X86_64.result]
+        self._foresee(room, changes, mended)
+        words = self.batch.words
+        for index, value in zip(self._foreseen, (asked, code, pc, pc >> 32), strict=True):
+            words[index * WORDS + 2] = value & 0xFFFFFFFF
+
+    def foresee_running(self, room: Slot, changes: Iterable[tuple[int, int]], memory: int, padding: range) -> None:
+        """Get ready for a thread that will be found between two instructions of its own, not in the `padding`."""
+        self._foresee(room, changes, [0] * (_SIZE // 8))
+        words = self.batch.words
+        words[self._area * WORDS + 1] = memory
+        if padding != self._padding:
+            self._padding = padding
+            last = padding.stop - 1 >> _GRANULE
+            for place in range(_GRANULES):
+                granule = min((padding.start >> _GRANULE) + place, last)
+                words[(self._granules + place) * WORDS + 2] = granule & 0xFFFFFFFF
+
+    def _foresee(self, room: Slot, changes: Iterable[tuple[int, int]], registers: Sequence[int]) -> None:
+        self._put(room.head + X86_64.stub(room.stub, registers) + room.tail)
+        self._send_with(changes)
         # Only for their length.
         self._calling.fill(_NO_REGISTERS)
         self._resumed.fill(_NO_REGISTERS)
-        foreseen, words = self._foreseen, self.batch.words
-        for name, value in (("asked", asked), ("code", code), ("low", pc), ("high", pc >> 32)):
-            words[foreseen[name] * WORDS + 2] = value & 0xFFFFFFFF
-        return True
 
-    def go(self) -> Reached | None:
-        """The whole course, as it was foreseen; None where the thread was stopped and found otherwise (`found`)."""
-        self._ended = self.batch.run(0, self.batch.count)
-        if self._ended == self.batch.count:
-            return Reached.ALL
-        return self._steps[self._ended] if self._ended >= self._second else None
+    def _put(self, content: bytes) -> None:
+        self._content[: len(content)] = content
 
-    def stop(self) -> Stopped:
-        """Interrupt the thread and wait for it. `OSError` ESRCH where it has ended before."""
-        self._ended = self.batch.run(0, self._bridge)
-        return self.found()
+    def _send_with(self, changes: Iterable[tuple[int, int]]) -> None:
+        sent = [0] * len(_SENT)
+        for register, value in changes:
+            sent[register - _SENT.start] = value
+        _SENT_WORDS.pack_into(self._sent_only, 0, *sent)
+
+    def go(self, *, whole: bool) -> Reached:
+        """All of it, as it was foreseen, or up to where the call is over."""
+        return self._run(0, self.batch.count if whole else self._tail)
+
+    def stop(self) -> None:
+        """Interrupt the thread and wait for it."""
+        self._run(0, self._bridge)
 
     def found(self) -> Stopped:
-        """How the thread was stopped, by how far the table was gone over."""
+        """How the thread was stopped. `OSError` ESRCH where it has ended before, `ChildProcessError` where it has."""
         done = self._ended
-        if done >= self._dispatch:  # which is not to be had before 6.4
+        if done >= self._looked:  # which is not to be had before 6.4
             return Stopped.AS_USUAL
         if done >= self._stopped:
             return Stopped.OTHERWISE
@@ -222,26 +309,44 @@ class Course:
             raise ChildProcessError(code, os.strerror(code))
         return Stopped.UNKNOWN
 
+    def call(self, content: bytes, resumed: bytes, changes: Iterable[tuple[int, int]], *, whole: bool) -> Reached:
+        """Write the stub and have the stopped thread run it; if `whole`, put everything back and let it go.
+
+        It is sent into the stub with the registers `resumed` but for `changes`: (index, value).
+        """
+        self._put(content)
+        self._send_with(changes)
+        self._calling.fill(resumed)
+        self._resumed.fill(resumed)
+        return self._send(self._second, self.batch.count if whole else self._tail)
+
+    def call_again(self, changes: Iterable[tuple[int, int]]) -> Reached:
+        """Have the thread that has RETURNED run the stub once more."""
+        self._send_with(changes)
+        return self._send(self._enter, self._tail)
+
+    def _send(self, first: int, end: int) -> Reached:
+        self._calling.put(_SENT.start, self._sent_only)
+        return self._run(first, end)
+
+    def release(self) -> Reached:
+        """Put everything back and let the thread go, that has RETURNED."""
+        return self._run(self._tail, self.batch.count)
+
+    def _run(self, first: int, end: int) -> Reached:
+        self._ended = first + self.batch.run(first, end - first)
+        if self._ended < end:
+            return self._steps[self._ended]
+        return Reached.ALL if end == self.batch.count else Reached.RETURNED
+
     @property
     def dispatches(self) -> bool:
         """Whether the stopped thread has its syscalls handed back to it as SIGSYS."""
-        return bool(self._small[0])
+        return bool(self._dispatch[0])
 
     @dispatches.setter
     def dispatches(self, value: bool) -> None:
-        self._small[0] = value
-
-    def call(self, content: bytes, resumed: bytes, changes: Iterable[tuple[int, int]]) -> Reached:
-        """Write the stub, have the thread run it, put everything back and let it go; how far that came.
-
-        The thread is sent into the stub with the registers `resumed` but for `changes`: (index, value).
-        """
-        self._content[: len(content)] = content
-        self._calling.fill(resumed, changes)
-        self._resumed.fill(resumed)
-        count = self.batch.count - self._second
-        self._ended = self._second + self.batch.run(self._second, count)
-        return Reached.ALL if self._ended == self.batch.count else self._steps[self._ended]
+        self._dispatch[0] = value
 
     @property
     def calling(self) -> bytes:
@@ -249,6 +354,16 @@ class Course:
         return self._calling.content
 
     @property
+    def result(self) -> int:
+        """Of the call that is over, -errno where it failed."""
+        return X86_64.signed(self._after.word(X86_64.result))
+
+    @property
+    def ended_ns(self) -> int:
+        """When the thread was let go, by the clock of `time.perf_counter_ns`."""
+        return self._end[0] * 1_000_000_000 + self._end[1]
+
+    @property
     def error(self) -> int:
-        """errno of the call that ended the second batch, 0 where a comparison did."""
+        """errno of the call that was the step not done, 0 where it was a comparison."""
         return -self.batch.result(self._ended) if self.batch.is_call(self._ended) else 0

@@ -40,9 +40,13 @@ class Held:
             self._go_on_with(self._abi.mended(registers), registers)
 
     @property
+    def is_64bit(self) -> bool:
+        return self._abi is x86_64.X86_64
+
+    @property
     def interrupted(self) -> tuple[int, int] | None:
         """(syscall, code) where the thread of a 64-bit program was interrupted in a syscall, with a negative code."""
-        if self._abi is x86_64.X86_64:
+        if self._abi and self.is_64bit:
             _, registers = x86_64.abi_of(self._original) or (None, [])
             code = self._abi.signed(registers[self._abi.result])
             if self._abi.is_in_syscall(registers) and code < 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from hetmemd.kernel import kcmp, libc, procfs
+from hetmemd.kernel.heads import Heads
 from hetmemd.kernel.root import Root
 
 
@@ -24,18 +25,34 @@ def shares_memory(root: Root, pid: int, tid: int) -> bool:
     return any(_same(tid, other) for other in kin)
 
 
-def _children(root: Root, tids: Iterable[int]) -> set[int]:
+_AT_ONCE = 32
+_SIZE = 1024
+_heads = Heads([_SIZE] * _AT_ONCE)
+
+
+def _children(root: Root, tids: Sequence[int]) -> set[int]:
     children: set[int] = set()
-    for tid in tids:
-        try:
+    directory = os.open(root.name("/proc"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for start in range(0, len(tids), _AT_ONCE):
+            some = tids[start : start + _AT_ONCE]
             # /proc/TID leads to every thread, though only leaders are listed.
-            children.update(map(int, root.read_bytes(f"/proc/{tid}/task/{tid}/children").split()))
-        except OSError as error:
-            if not libc.is_gone(error):
-                raise
-            if not os.path.exists(root.name("/proc/self/task")) or _has_no_children_files(root):  # noqa: PTH110
-                return _all_processes(root)
+            for tid, head in zip(some, _heads.read(directory, [_name(tid) for tid in some]), strict=True):
+                if isinstance(head, int):
+                    if not libc.is_gone(OSError(head, "")):
+                        raise OSError(head, os.strerror(head), f"/proc/{tid}")
+                    if _has_no_children_files(root):
+                        return _all_processes(root)
+                else:
+                    whole = head if len(head) < _SIZE else root.read_bytes("/proc/" + _name(tid).decode())
+                    children.update(map(int, whole.split()))
+    finally:
+        os.close(directory)
     return children
+
+
+def _name(tid: int) -> bytes:
+    return b"%d/task/%d/children" % (tid, tid)
 
 
 def _has_no_children_files(root: Root) -> bool:

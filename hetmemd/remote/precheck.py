@@ -78,9 +78,8 @@ def is_threaded(root: Root, cgroup_file: bytes) -> bool:
     return False
 
 
-def living(target: Target, tid: int) -> Stat:
+def living(stat: Stat) -> Stat:
     """A thread that runs user code and has memory."""
-    stat = target.stat(tid)
     if stat.flags & UNCALLABLE:
         raise Declined(Outcome.UNSTEERABLE, "kernel-thread" if stat.flags & PF_KTHREAD else "io-worker")
     if stat.state in "ZXx" or stat.flags & PF_EXITING:
@@ -88,20 +87,24 @@ def living(target: Target, tid: int) -> Stat:
     return stat
 
 
-def thread(target: Target, tid: int, stat: Stat, *, is_64bit: bool) -> tuple[int, int] | None:
-    """What state a living thread is in, and what it is blocked in: (syscall, pc) where it is."""
+def thread(target: Target, tid: int, stat: Stat, syscall: bytes, *, is_64bit: bool) -> tuple[int, int] | None:
+    """What state a living thread is in, and what it is blocked in: (syscall, pc) where it is.
+
+    `stat` and `syscall` (the file) are of one and the same look.
+    """
     looks = 0
     while stat.state == "D" and looks < _UNINTERRUPTIBLE_LOOKS:
         time.sleep(_UNINTERRUPTIBLE_PAUSE)
         looks += 1
-        stat = living(target, tid)
+        stat = living(target.stat(tid))
+        syscall = target.read(f"task/{tid}/syscall")
     if stat.state == "t":
         raise Declined(Outcome.DEFERRED, "traced")
     if stat.state == "D":
         # A vfork parent, a task frozen by cgroup v1, or one that waits for storage: it would not stop for a tracer.
         raise Declined(Outcome.DEFERRED, "uninterruptible")
-    if stat.state == "S":
-        return blocked(target, target.read(f"task/{tid}/syscall"), is_64bit=is_64bit)
+    if stat.state in "SR":
+        return blocked(target, syscall, is_64bit=is_64bit)
     return None
 
 

@@ -14,8 +14,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 
 from hetmemd.kernel import libc, procfs, ptrace
+from hetmemd.kernel.heads import Heads
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
@@ -31,6 +33,14 @@ _PR_SET_PDEATHSIG = 1
 _CAP_SYS_ADMIN = 21
 _NICE = -10
 
+TURN = 0.004
+"""Seconds after which it is another request's turn."""
+_POLICY = 80
+"""Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
+_LOOK = (_POLICY, 1024, 256)
+"""Bytes of what is looked at before an act: numa_maps, stat, syscall."""
+_AT_ONCE = 32
+
 _OWN_MEMORY_HOLDS = 0.05
 """Seconds for which the answer to "is this memory shared?" is used again, at least."""
 
@@ -39,15 +49,19 @@ class Tracer:
     def __init__(self, root: Root, daemon: int) -> None:
         self._root = root
         self._spared = frozenset({daemon, os.getpid()})
-        self._suspends_seccomp = _may_suspend_seccomp(root)
-        self.actor = Actor(suspends_seccomp=self._suspends_seccomp)
+        self.suspends_seccomp = _may_suspend_seccomp(root)
+        self.actor = Actor(suspends_seccomp=self.suspends_seccomp)
+        self.looks = Heads(_LOOK)
+        self.policies = Heads([_POLICY] * _AT_ONCE)
         self._own_memory: tuple[ProcessId, float] | None = None
 
     def serve(self, request: Request, board: Board) -> None:
-        """Put the result of each thread on the board, in order, and before an act which thread is next.
+        """Put results on the board, of all threads or of as many as a turn has time for, one at least.
 
-        So the daemon knows which one is held whenever it kills this process.
+        Before an act the board tells which thread is next: so the daemon knows which one is held whenever it kills
+        this process.
         """
+        end = time.monotonic() + TURN
         try:
             precheck.identity(request.process.pid, self._spared)
             target = Target(self._root, request.process)
@@ -57,11 +71,10 @@ class Tracer:
             return
         try:
             work = _Work(self, self._root, target, request, board)
-            for tid in request.tids:
-                result = work.thread(tid)
-                board.add(result)
-                if request.once and (result.outcome is Outcome.APPLIED or work.objection):
-                    break
+            if request.once:
+                work.once(request.tids)
+            else:
+                work.each(request.tids, end)
         finally:
             target.close()
 
@@ -75,13 +88,6 @@ class Tracer:
         after = time.monotonic()
         self._own_memory = (target.process, after + max(_OWN_MEMORY_HOLDS, 20 * (after - now)))
 
-    def is_confined(self, target: Target, tid: int) -> bool:
-        """Whether a thread has a seccomp filter. One that cannot be suspended might kill it: `Declined`."""
-        confined = target.status(tid).get("Seccomp", "0") != "0"
-        if confined and not self._suspends_seccomp:
-            raise Declined(Outcome.REFUSED, "seccomp")
-        return confined
-
 
 class _Work:
     """One request on its process."""
@@ -93,39 +99,71 @@ class _Work:
         self._request = request
         self._board = board
         self._is_checked = False
-        self.objection: Declined | None = None
-        """What forbids acting on the process at all, once that was looked at."""
+        self._objection: Declined | None = None
         self._is_threaded = False
 
-    def thread(self, tid: int) -> ThreadResult:
+    def once(self, tids: Sequence[int]) -> None:
+        """In the first thread that is possible."""
+        for tid in tids:
+            result = self._thread(tid)
+            self._board.add(result)
+            if result.outcome is Outcome.APPLIED or self._objection:
+                return
+
+    def each(self, tids: Sequence[int], end: float) -> None:
+        """Each thread, until the turn is over. Where one is right, most likely all are: they are looked at together."""
+        rest = list(tids)
+        while rest:
+            tid = rest.pop(0)
+            result = self._thread(tid)
+            self._board.add(result)
+            while not result.pause_ns and result.outcome is Outcome.APPLIED and rest and time.monotonic() < end:
+                some, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
+                wrong = [
+                    tid for tid, policy in zip(some, self._policies(some), strict=True) if not self._right(tid, policy)
+                ]
+                if wrong:
+                    rest = wrong + rest
+                    break
+            if time.monotonic() > end:
+                return
+
+    def _policies(self, tids: Sequence[int]) -> list[Mempolicy | None]:
+        """Of each thread, None where it has to be looked at more closely."""
+        heads = self._tracer.policies.read(self._target.directory, [b"task/%d/numa_maps" % tid for tid in tids])
+        return [readback.first_policy(head) if isinstance(head, bytes) else None for head in heads]
+
+    def _right(self, tid: int, shown: Mempolicy | None) -> bool:
+        """Put it on the board where the thread has its policy already."""
+        if shown is None or self._request.sweep or not self._is(shown, tid):
+            return False
+        self._board.add(ThreadResult(tid, Outcome.APPLIED, "", before=shown, after=shown))
+        return True
+
+    def _thread(self, tid: int) -> ThreadResult:
         policy = self._request.policy
         before = after = None
         pause_ns = 0
         try:
-            shown = self._shown(tid)
-            before = after = shown[0] if shown else None
+            head, stat, syscall = self._tracer.looks.read(
+                self._target.directory, [b"task/%d/numa_maps" % tid, b"task/%d/stat" % tid, b"task/%d/syscall" % tid]
+            )
+            before = after = self._shown_by(tid, head)
             sees_it = before is not None and policy is not None and self._is(before, tid)
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
             if before is not None and self._request.expected and before not in self._request.expected:
                 # It was looked at some time ago, and has set its own policy since.
                 raise Declined(Outcome.DEFERRED, "changed")
-            blocked, is_confined = self._check(tid)
+            blocked = self._check(tid, _content(stat), syscall)
             self._board.act_on(tid)
-            done = self._tracer.actor.act(
-                self._target,
-                tid,
-                () if sees_it else self._request.calls,
-                self._request.data,
-                blocked,
-                is_confined=is_confined,
-            )
+            calls = () if sees_it else self._request.calls
+            done = self._tracer.actor.act(self._target, tid, calls, self._request.data, blocked)
             pause_ns = done.pause_ns
             errnos = tuple(max(0, -result) for result in done.results)
             if policy is None:
                 return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos)
-            shown = self._shown(tid)
-            after = shown[0] if shown else None
+            (after,) = self._policies([tid])
             if failed := max(errnos, default=0):
                 raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
             if not (after and self._is(after, tid)):
@@ -134,11 +172,20 @@ class _Work:
         except Declined as declined:
             return _declined(tid, declined, before, after, pause_ns)
 
-    def _shown(self, tid: int, limit: int = 80) -> list[Mempolicy]:
+    def _shown_by(self, tid: int, head: bytes | int) -> Mempolicy | None:
+        """The policy that the beginning of numa_maps shows; None without memory, or thread: its stat tells which."""
+        if isinstance(head, bytes):
+            return readback.first_policy(head) or next(iter(self._shown(tid)), None)
+        if head in (errno.EACCES, errno.EPERM):
+            raise Declined(Outcome.REFUSED, "permission", head)
+        return None
+
+    def _shown(self, tid: int, limit: int = _POLICY) -> list[Mempolicy]:
+        """Of several regions."""
         try:
             return readback.thread_policies(self._target.directory, tid, limit)
         except (FileNotFoundError, ProcessLookupError):
-            return []  # no memory, or no thread: its stat tells which
+            return []
         except PermissionError as error:
             raise Declined(Outcome.REFUSED, "permission", error.errno or 0) from None
 
@@ -157,26 +204,29 @@ class _Work:
         for shown in self._shown(tid, 4096):
             if self._is(shown, tid):
                 return shown
-        precheck.living(self._target, tid)
+        precheck.living(self._target.stat(tid))
         if self._target.has_executed():
             # Another thread did so, and has this one's id now, with its own policy.
             raise gone("executed")
         raise Declined(Outcome.REFUSED, "readback")
 
-    def _check(self, tid: int) -> tuple[tuple[int, int] | None, bool]:
-        """Every precheck; (syscall, pc) of a blocked thread, and whether it has a seccomp filter."""
+    def _check(self, tid: int, stat_file: bytes, syscall: bytes | int) -> tuple[int, int] | None:
+        """Every precheck; (syscall, pc) of a blocked thread."""
         # First, for kernel threads have nothing that the rest could be asked of.
-        stat = precheck.living(self._target, tid)
+        stat = precheck.living(procfs.parse_stat(os.fsdecode(stat_file)))
         self._target.living = tid
         if not self._is_checked:
             self._check_process(tid)
             self._is_checked = True
-        if self.objection:
-            raise Declined(self.objection.outcome, self.objection.reason, self.objection.errno)
+        if self._objection:
+            raise Declined(self._objection.outcome, self._objection.reason, self._objection.errno)
         if self._is_threaded:
             precheck.frozen(self._root, self._target.read(f"task/{tid}/cgroup"))
-        blocked = precheck.thread(self._target, tid, stat, is_64bit=self._target.room.abi.bits == 64)
-        return blocked, self._tracer.is_confined(self._target, tid)
+        if not self._tracer.suspends_seccomp and self._target.status(tid).get("Seccomp", "0") != "0":
+            # It might kill the thread for the call.
+            raise Declined(Outcome.REFUSED, "seccomp")
+        is_64bit = self._target.room.abi.bits == 64
+        return precheck.thread(self._target, tid, stat, _content(syscall), is_64bit=is_64bit)
 
     def _check_process(self, tid: int) -> None:
         try:
@@ -186,7 +236,16 @@ class _Work:
         except Declined as declined:
             if declined.outcome is Outcome.GONE:
                 raise  # this thread is: others may live
-            self.objection = declined
+            self._objection = declined
+
+
+def _content(head: bytes | int) -> bytes:
+    """Of a file that every living thread has."""
+    if isinstance(head, bytes):
+        return head
+    if libc.is_gone(OSError(head, "")):
+        raise gone()
+    raise Declined(Outcome.REFUSED, "permission", head)
 
 
 def _may_suspend_seccomp(root: Root) -> bool:
@@ -228,11 +287,10 @@ def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str) -> No
     connection = socket.socket(fileno=descriptor)
     tracer = Tracer(Root(prefix), daemon)
     connection.send(wire.DONE)
-    while packet := connection.recv(wire.PACKET):
-        board.clear()
-        tracer.serve(wire.unpack_request(packet), board)
-        gc.collect(0)
-        try:
+    # Reset: the daemon went away with an answer unread.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while packet := connection.recv(wire.PACKET):
+            board.clear()
+            tracer.serve(wire.unpack_request(packet), board)
+            gc.collect(0)
             connection.send(wire.DONE)
-        except (BrokenPipeError, ConnectionResetError):
-            return

@@ -30,6 +30,15 @@ def thread_policies(directory: int, tid: int, limit: int = 80) -> list[Mempolicy
     return [_parse(_policy_text(line)) for line in (first, *others[:-1])]
 
 
+def first_policy(head: bytes) -> Mempolicy | None:
+    """The policy of the first region, from the beginning of numa_maps; None where its text is not all there."""
+    words = head.split(None, 3)
+    last = 2 if len(words) > 1 and words[1] in procfs.TWO_WORDS else 1
+    if len(words) > last + 1 or (len(words) == last + 1 and head[-1:].isspace()):
+        return _parse(words[1] if last == 1 else words[1] + b" " + words[2])
+    return None
+
+
 def _policy_text(line: bytes) -> bytes:
     """Of `7f..000 weighted interleave=static:0-1 anon=3 ...` what stands between the address and the counts."""
     rest = line.partition(b" ")[2]

@@ -86,24 +86,30 @@ def unpack_request(packet: bytes) -> Request:
 
 
 def pack_result(result: ThreadResult) -> bytes:
-    return json.dumps(
-        (
-            result.tid,
-            result.outcome,
-            result.reason,
-            result.errno,
-            _text(result.before),
-            _text(result.after),
-            result.pause_ns,
-            result.errnos,
-        )
-    ).encode()
+    """One line. Most threads of a process come to the same: all but two numbers is worked out once."""
+    common = _pack_common(result.outcome, result.reason, result.errno, result.before, result.after, result.errnos)
+    return b"%d %d %b" % (result.tid, result.pause_ns, common)
 
 
 def unpack_result(row: bytes) -> ThreadResult:
-    tid, outcome, reason, errno, before, after, pause_ns, errnos = json.loads(row)
-    shown = _policy(before), _policy(after)
-    return ThreadResult(tid, Outcome(outcome), reason, errno, *shown, pause_ns, tuple(errnos))
+    tid, pause_ns, common = row.split(b" ", 2)
+    outcome, reason, errno, before, after, errnos = _unpack_common(common)
+    return ThreadResult(int(tid), outcome, reason, errno, before, after, int(pause_ns), errnos)
+
+
+_Common = tuple[Outcome, str, int, Mempolicy | None, Mempolicy | None, tuple[int, ...]]
+
+
+@lru_cache(maxsize=256)
+def _pack_common(*common: *_Common) -> bytes:
+    outcome, reason, errno, before, after, errnos = common
+    return json.dumps((outcome, reason, errno, _text(before), _text(after), errnos)).encode()
+
+
+@lru_cache(maxsize=256)
+def _unpack_common(text: bytes) -> _Common:
+    outcome, reason, errno, before, after, errnos = json.loads(text)
+    return Outcome(outcome), reason, errno, _policy(before), _policy(after), tuple(errnos)
 
 
 @lru_cache(maxsize=256)

@@ -51,6 +51,8 @@ class Abi:
     write_stub: Callable[[int, Sequence[int], int, int], bytes]
     kept: tuple[tuple[int, int], ...] = ()
     """(offset in the stub, register) of what the stub puts back as it was; where it can be filled in by copying."""
+    resumed: tuple[tuple[int, int], ...] = ()
+    """Likewise of what it puts back as it was only where the thread is in no syscall."""
 
     def unpack(self, data: bytes) -> list[int]:
         return list(self.layout.unpack(data))
@@ -200,6 +202,7 @@ X86_64 = Abi(
     stub_length=len(_STUB_64) + _DATA_64.size,
     write_stub=_stub_64,
     kept=tuple((_CODE_64 + 8 * place, index) for place, (index, _) in enumerate(_LOADS_64) if place),
+    resumed=((_CODE_64, RAX), (_CODE_64 + 8 * len(_LOADS_64), RIP)),
 )
 
 I386 = Abi(

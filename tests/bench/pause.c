@@ -97,7 +97,7 @@ static void write_stub(unsigned char *slot, const struct user_regs_struct *r)
 
 static long act(int tid, int mode)
 {
-    struct user_regs_struct original, calling;
+    struct user_regs_struct original, calling, entered;
     struct iovec vector = {&original, sizeof original};
     struct ptrace_sud_config {
         uint64_t mode, selector, offset, length;
@@ -137,12 +137,17 @@ static long act(int tid, int mode)
     calling.rdx = mode ? 65 : 0;
     vector.iov_base = &calling;
     NEED(ptrace(PTRACE_SETREGSET, tid, 1, &vector));
+    vector.iov_base = &entered;
     for (int stop = 0; stop < 2; stop++) {
         NEED(ptrace(PTRACE_SYSCALL, tid, 0, 0));
         wait_stop();
+        NEED(ptrace(PTRACE_GETREGSET, tid, 1, &vector));
+        if (!stop && (entered.orig_rax != calling.rax || entered.rdi != calling.rdi || entered.rsi != calling.rsi)) {
+            fprintf(stderr, "another call\n");
+            exit(1);
+        }
     }
-    NEED(ptrace(PTRACE_GETREGSET, tid, 1, &vector));
-    long result = (long)calling.rax;
+    long result = (long)entered.rax;
     vector.iov_base = &original;
     NEED(ptrace(PTRACE_SETREGSET, tid, 1, &vector));
     NEED(pwrite(memory, zeros, sizeof zeros, padding));
@@ -188,7 +193,6 @@ int main(int count, char **arguments)
         long previous = now();
         thread_file(tids[i], "numa_maps", text, 80);
         thread_file(tids[i], "stat", text, sizeof text);
-        thread_file(tids[i], "status", text, sizeof text);
         thread_file(tids[i], "syscall", text, sizeof text);
         while (now() - previous < pace)
             ;

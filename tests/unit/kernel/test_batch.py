@@ -44,7 +44,7 @@ def test_it_ends_where_a_comparison_fails(table: Batch) -> None:
     value = ctypes.c_uint32(0xFFFFFFFE)
     table.call(GETPID)
     same = table.compare(ctypes.addressof(value), 0xFFFFFFFE)
-    table.compare(table.address_of_result(0), os.getpid())
+    table.compare(table.address_of(0), os.getpid())
     table.compare(ctypes.addressof(value), 7)
     table.call(GETPPID)
     assert not table.is_call(same)
@@ -77,6 +77,41 @@ def test_copies(table: Batch) -> None:
     assert table.run(0, 2) == 2
     assert sink.raw == b"\0" + b"234" + bytes(7)
     assert table.result(1) == os.getpid()
+
+
+def test_it_goes_on_where_values_differ(table: Batch) -> None:
+    value = ctypes.c_uint64(0x1_0000_0007)
+    differs = table.differ(ctypes.addressof(value), 8)
+    table.differ(ctypes.addressof(value) + 4, 7)
+    table.differ(ctypes.addressof(value), 7)
+    assert not table.is_call(differs)
+    assert table.run(0, 3) == 2
+
+
+def test_it_goes_on_where_bytes_are_the_same(table: Batch) -> None:
+    one, other = ctypes.create_string_buffer(b"0123456789"), ctypes.create_string_buffer(b"x123456780")
+    same = table.same(ctypes.addressof(one) + 1, ctypes.addressof(other) + 1, 8)
+    table.same(ctypes.addressof(one) + 1, ctypes.addressof(other) + 1, 9)
+    table.call(GETPID)
+    assert not table.is_call(same)
+    assert table.run(0, 3) == 1
+    other[9] = b"9"
+    assert table.run(1, 2) == 2
+    table.same(ctypes.addressof(one), ctypes.addressof(other), 1)
+    assert table.run(3, 1) == 0
+
+
+def test_a_result_becomes_an_argument(table: Batch) -> None:
+    name, content = ctypes.create_string_buffer(b"/proc/self/comm"), ctypes.create_string_buffer(16)
+    opened = table.call(257, -100, ctypes.addressof(name), os.O_RDONLY, 0)
+    table.copy(table.address_of(opened + 3, 1), table.address_of(opened), 8)
+    table.copy(table.address_of(opened + 4, 1), table.address_of(opened), 8)
+    table.call(0, -1, ctypes.addressof(content), 15)
+    table.call(CLOSE, -1)
+    assert table.run(0, 5) == 5
+    assert content.value.decode().strip()
+    with pytest.raises(OSError):
+        os.fstat(table.result(opened))
 
 
 def test_nothing_is_nothing(table: Batch) -> None:

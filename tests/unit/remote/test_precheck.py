@@ -49,6 +49,11 @@ def said(check: Callable[[], object]) -> tuple[Outcome, str] | None:
     return None
 
 
+def look(target: Target, *, is_64bit: bool = True) -> object:
+    stat = precheck.living(target.stat(TID))
+    return precheck.thread(target, TID, stat, target.read(f"task/{TID}/syscall"), is_64bit=is_64bit)
+
+
 @pytest.mark.parametrize(
     ("state", "flags", "expected"),
     [
@@ -67,7 +72,7 @@ def said(check: Callable[[], object]) -> tuple[Outcome, str] | None:
 )
 def test_states_and_flags(make: Make, state: str, flags: int, expected: tuple[Outcome, str] | None) -> None:
     target = make(state, flags)
-    assert said(lambda: precheck.thread(target, TID, precheck.living(target, TID), is_64bit=True)) == expected
+    assert said(lambda: look(target)) == expected
 
 
 def call(number: int, *arguments: int) -> str:
@@ -113,7 +118,7 @@ def test_calls_that_a_stop_would_cut_short(
     make: Make, syscall: str, fd: str, expected: tuple[Outcome, str] | None
 ) -> None:
     target = make(syscall=syscall, fd=fd)
-    assert said(lambda: precheck.thread(target, TID, precheck.living(target, TID), is_64bit=True)) == expected
+    assert said(lambda: look(target)) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_calls_that_a_stop_would_cut_short(
 )
 def test_calls_of_a_32_bit_program(make: Make, syscall: str, expected: tuple[Outcome, str] | None) -> None:
     target = make(syscall=syscall)
-    assert said(lambda: precheck.thread(target, TID, precheck.living(target, TID), is_64bit=False)) == expected
+    assert said(lambda: look(target, is_64bit=False)) == expected
 
 
 def test_T5_who_is_never_touched() -> None:
