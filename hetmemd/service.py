@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from hetmemd import __version__, settings
 from hetmemd.engine.balancing import GLOBAL, Balancer
+from hetmemd.engine.binding import Binder
 from hetmemd.engine.engine import Engine
 from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
@@ -117,6 +118,16 @@ class Service:
             self._is_switched_off,
             _Witness(self._tally),
         )
+        self._binder = Binder(
+            root,
+            self._ledger,
+            self._tracer,
+            self._world.wish,
+            lambda: self._world.machine.memory_nodes,
+            self._is_switched_off,
+            journal.regions_bound,
+            self._tally,
+        )
         changed = asyncio.Event()
         self._balancer = Balancer(
             root,
@@ -133,6 +144,7 @@ class Service:
             self._world,
             self._ledger,
             self._steering,
+            self._binder,
             self._balancer,
             self._records,
             self._tally,
@@ -163,6 +175,7 @@ class Service:
             asyncio.create_task(coroutine, name=name)
             for name, coroutine in (
                 ("engine", self._engine.run()),
+                ("regions", self._engine.follow_regions()),
                 ("balancer", self._balancer.run()),
                 ("scans", self._scan_again()),
                 ("publisher", self._publish()),
@@ -207,7 +220,7 @@ class Service:
         kept = sum(len(self._ledger.marks(process)) for process in self._ledger.processes())
         self._ledger.close()
         journal.stopped(kept)
-        if self._steering.stuck or self._balancer.stuck:
+        if self._steering.stuck or self._binder.stuck or self._balancer.stuck:
             # The interpreter would wait at its exit for threads that wait for others' locks.
             logging.shutdown()
             os._exit(status)

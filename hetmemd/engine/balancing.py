@@ -14,8 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from hetmemd.engine import limits
+from hetmemd.engine.decide import issuable
 from hetmemd.engine.offloop import OffLoop, StuckError
 from hetmemd.engine.record import Record
+from hetmemd.engine.regionwise import LOCAL, Asked
 from hetmemd.kernel import libc, nodelist, procfs
 from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.root import Root
@@ -26,6 +28,7 @@ from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
 from hetmemd.memory.moving import Pace
 from hetmemd.memory.rebalance import ProcessPass, StepResult
+from hetmemd.memory.scope import narrowed, scope
 from hetmemd.memory.sharers import Sharers
 from hetmemd.memory.targets import Share
 from hetmemd.policy.effective import Effective, Placement
@@ -213,6 +216,8 @@ class Balancer:
         handling = effective.handling
         if self._observing() or not _may_move(record):
             return
+        if handling.min_age > procfs.age(record.process):
+            return
         if handling.existing == "leave" or (handling.existing == "once" and record.settled_for == placement):
             return
         for bucket in effective.buckets:
@@ -313,8 +318,11 @@ class Balancer:
         or the figures could not be had."""
         begin = time.monotonic()
         mappers = len(self._agreeing(record)) + 1 if effective.handling.shared == "move" else 0
+        smallest = effective.handling.min_region
         try:
-            measured = await self._threads.call(record.process, lambda: self._read(record, placement, mappers))
+            measured = await self._threads.call(
+                record.process, lambda: self._read(record, placement, mappers, smallest)
+            )
         except OSError as error:
             if not libc.is_gone(error):
                 record.acted = str(error)
@@ -334,17 +342,28 @@ class Balancer:
         self._changed.set()
         return share
 
-    def _read(self, record: Record, placement: Placement, mappers: int) -> tuple[Share, Measurement] | None:
+    def _read(
+        self, record: Record, placement: Placement, mappers: int, min_region: int
+    ) -> tuple[Share, Measurement] | None:
         """In the mover's thread. A dead leader's numa_maps is empty: any live thread serves (T1)."""
         pid = record.process.pid
         tid = procfs.living_thread(self._root, pid)
         cpus: frozenset[int] = frozenset()
-        if placement.mempolicy.mode is Mode.LOCAL:
+        classes, machine = scope(placement.memory), self._machine()
+        if placement.mempolicy.mode is Mode.LOCAL or not classes.is_all:
             cpus = nodelist.parse(procfs.status(self._root, pid, tid)["Cpus_allowed_list"])
-        target = target_of(placement, record.allowed, self._machine(), cpus)
+        target = target_of(placement, record.allowed, machine, cpus)
         if target is None:
             return None
-        share = targets.all_of(target, mappers)
+        asked = Asked(issuable(placement.mempolicy, machine), classes, placement.home_node)
+        home = target_of(Placement(LOCAL), record.allowed, machine, cpus)
+        share = narrowed(
+            targets.all_of(target, mappers),
+            classes,
+            home,
+            lambda region: asked.is_met(region, record.allowed),
+            min_region,
+        )
         return share, measure(self._root, pid, share, tid)
 
     def _agreeing(self, record: Record) -> frozenset[int]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from hetmemd.engine.balancing import Balancer
+from hetmemd.engine.binding import Binder
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import StuckError
 from hetmemd.engine.pending import Pending
@@ -48,6 +49,7 @@ class Engine:
         world: World,
         ledger: Ledger,
         steering: Steering,
+        binder: Binder,
         balancer: Balancer,
         records: dict[int, Record],
         tally: Tally,
@@ -60,6 +62,7 @@ class Engine:
         self._world = world
         self._ledger = ledger
         self._steering = steering
+        self._binder = binder
         self._balancer = balancer
         self.records = records
         self._tally = tally
@@ -94,6 +97,11 @@ class Engine:
         """The policy files, the settings or the kill switch may have changed."""
         self._pending.files = True
         self._wake.set()
+
+    async def follow_regions(self) -> None:
+        """Until cancelled: looks at processes whose regions may be others than they were."""
+        await self._first.wait()
+        await self._binder.run(self._look)
 
     async def run(self) -> None:
         """Until cancelled. The first round scans everything."""
@@ -133,6 +141,7 @@ class Engine:
             look.cancel()
         await asyncio.gather(*self._looks.values(), return_exceptions=True)
         self._steering.close()
+        self._binder.close()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -247,6 +256,7 @@ class Engine:
             record = self._record(pid)
             if record is not None:
                 changed = await self._steering.look(record)
+                changed = await self._binder.look(record) or changed
                 self._after(record, changed, hinted)
         except StuckError:
             if record is not None:
@@ -311,7 +321,8 @@ class Engine:
             self._retry_later(record)
         else:
             self._attempts.pop(pid, None)
-            if pid not in self.records and not record.outcomes and not self._ledger.marks(record.process):
+            carries = self._ledger.marks(record.process) or self._ledger.regions(record.process)
+            if pid not in self.records and not record.outcomes and not carries:
                 self._clear[pid] = (record.process.start, record.cgroup)
         if pid in self.records:
             self._balancer.notice(record)
@@ -336,6 +347,7 @@ class Engine:
         self._young.discard(pid)
         self._attempts.pop(pid, None)
         self._clear.pop(pid, None)
+        self._binder.forget(pid)
         if record:
             self._ledger.forget([record.process])
         else:

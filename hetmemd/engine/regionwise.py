@@ -55,6 +55,11 @@ class Asked:
             return self.policy
         return None
 
+    def is_met(self, region: Region, allowed: frozenset[int]) -> bool:
+        """Whether what a region shows is what it should have of its own."""
+        wanted = self.of(region.kind)
+        return wanted is not None and region.policy is not None and shows(region.policy, wanted, allowed)
+
 
 @dataclass(frozen=True, slots=True)
 class RegionMark:
@@ -82,6 +87,8 @@ class Change:
     home: int | None = None
     only_home: bool = False
     """It has the policy already."""
+    undoes: bool = False
+    """What hetmemd gave it is taken away."""
 
     @property
     def calls(self) -> list[RegionCall]:
@@ -153,7 +160,7 @@ def _change(verdict: Verdict, mark: RegionMark | None, asked: Asked, home: int |
     region, wanted = verdict.region, verdict.wanted
     replaced = mark.replaced if mark else DEFAULT
     if verdict.reason == "undo":
-        return Change(region.start, region.end, replaced, replaced)
+        return Change(region.start, region.end, replaced, replaced, undoes=True)
     its_home = home if wanted is not None and wanted == asked.policy else None
     if verdict.state == "change":
         assert wanted is not None
@@ -271,7 +278,7 @@ def intended(marks: Sequence[RegionMark], changes: Sequence[Change]) -> tuple[Re
     kept: list[RegionMark] = []
     covered: list[tuple[int, int]] = []
     for change in changes:
-        if change.policy == DEFAULT:
+        if change.undoes:
             continue  # until it is seen to be gone it is still ours
         mark = ledger.mark_of(change.start, change.end)
         kept.append(RegionMark(change.start, change.end, change.policy, change.replaced, mark.issued if mark else None))

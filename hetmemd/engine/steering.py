@@ -67,6 +67,8 @@ class Wanted:
     """Where the application has a policy of its own, that is replaced (T4)."""
     holds: bool = False
     """Where nothing is wanted: what is there stays all the same (F2)."""
+    leaves_task: bool = False
+    """Where nothing is wanted: the policy is about regions alone, which `binding` sees to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,8 @@ class Steering:
         at = time.clock_gettime(time.CLOCK_BOOTTIME)
         decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
         ours = carries(now, allowed, mark, self._ledger.issued)
-        if now != DEFAULT and not ours and decision.outcome is not Outcome.APPLIED:
+        hidden = not ours or bool(self._ledger.regions(record.process))
+        if now != DEFAULT and hidden and decision.outcome is not Outcome.APPLIED:
             # Foreign, or nobody's business: but the first region may be bound, and hide the thread's own policy.
             exact = regions.task_policy(self._root, record.process.pid, tid)
             if exact is not None and exact != now:
@@ -324,7 +327,7 @@ class Steering:
         record.outcomes = frozenset(outcome for outcome, _ in outcomes)
         record.reasons = frozenset(reason for _, reason in outcomes if reason)
         record.threads = len(reading.tids)
-        if reading.threads and not outcomes:
+        if reading.threads and not outcomes and not self._wanted(record.cgroup).leaves_task:
             # Shown only where a policy reaches the cgroup and is blocked there.
             record.outcome, record.reason = Outcome.DEFERRED, "blocked"
         if reading.threads:

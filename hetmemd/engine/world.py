@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from hetmemd.engine.binding import Wish
 from hetmemd.engine.decide import issuable
+from hetmemd.engine.regionwise import Asked
 from hetmemd.engine.steering import Wanted
 from hetmemd.kernel import cgroupfs
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
+from hetmemd.memory.scope import scope
 from hetmemd.policy import library
 from hetmemd.policy.effective import Effective, Handling, Placement
 from hetmemd.policy.resolve import CgroupFacts, resolve
@@ -117,9 +120,27 @@ class World:
             reached = effective is not None and effective.state != "default"
             return Wanted(None, "I6: blocked" if reached else "T3: no policy reaches the cgroup", holds=self.holds)
         source = effective.inherited_from or effective.own
-        policy = issuable(effective.placement.mempolicy, self.machine)
         why = f"{source.file}:{source.line}" if source else ""
+        if scope(effective.placement.memory).is_inclusive:
+            # The task's policy is left alone: what it has of ours, from before, it is rid of.
+            return Wanted(None, why, leaves_task=True)
+        policy = issuable(effective.placement.mempolicy, self.machine)
         return Wanted(policy, why, overrides=effective.handling.foreign == "override")
+
+    def wish(self, path: str) -> Wish:
+        """What is asked of the regions of a process whose leader is in this cgroup (T1)."""
+        wanted, effective = self.wanted(path), self.effective.get(path)
+        if effective is None or effective.placement is None:
+            return Wish(Asked(None, scope(("all",))), wanted.why, holds=wanted.holds)
+        placement, handling = effective.placement, effective.handling
+        asked = Asked(
+            issuable(placement.mempolicy, self.machine),
+            scope(placement.memory),
+            placement.home_node,
+            handling.min_region,
+            handling.foreign == "override",
+        )
+        return Wish(asked, wanted.why, handling.min_age)
 
     def explain(self, path: str) -> Effective:
         """What holds or would hold for a cgroup, be it there or not (M2)."""

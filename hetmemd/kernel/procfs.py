@@ -6,6 +6,7 @@ Every function takes the injected root and raises `OSError` (`kernel.libc.is_gon
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +56,11 @@ def stat(root: Root, pid: int, tid: int | None = None) -> Stat:
 
 def identify(root: Root, pid: int) -> ProcessId:
     return ProcessId(pid, stat(root, pid).start)
+
+
+def age(process: ProcessId) -> float:
+    """Seconds since a process of this machine was made, to a hundredth."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
 
 
 def tids(root: Root, pid: int) -> list[int]:

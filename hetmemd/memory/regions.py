@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hetmemd.kernel import libc, maps, numa_maps, procfs, robust
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -161,13 +162,16 @@ def _traces(root: Root, pid: int) -> list[Traces]:
         tids = procfs.tids(root, pid)
     except OSError:
         return []
-    return [traces for tid in tids if tid != pid and (traces := _thread_traces(root, pid, tid)) != Traces()]
+    # Threads of a collected tree are not those that have these ids here.
+    is_here = libc.SUPPORTED and Path(root.name("/proc")).samefile("/proc")
+    found = [_thread_traces(root, pid, tid, is_here) for tid in tids if tid != pid]
+    return [traces for traces in found if traces != Traces()]
 
 
-def _thread_traces(root: Root, pid: int, tid: int) -> Traces:
+def _thread_traces(root: Root, pid: int, tid: int, is_here: bool) -> Traces:
     """Of one thread; nothing where it is gone, or where the right to look is missing."""
     try:
-        if root.is_live and libc.SUPPORTED and (block := robust.list_head(tid)) is not None:
+        if is_here and (block := robust.list_head(tid)) is not None:
             return Traces(block=block)
         words = root.read_text(f"/proc/{pid}/task/{tid}/syscall").split()
     except OSError:

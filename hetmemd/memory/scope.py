@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hetmemd.memory.plan import Target
+from hetmemd.memory.regions import Region
+from hetmemd.memory.targets import Share
 
 CLASSES = frozenset({"heap", "anon", "stack", "exec", "file", "shm", "hugetlb"})
 
@@ -28,3 +32,22 @@ def scope(words: Sequence[str]) -> Scope:
     if "all" in words:
         return Scope(CLASSES - {word.removeprefix("!") for word in words}, False)
     return Scope(frozenset(words), True)
+
+
+def narrowed(
+    whole: Share, of: Scope, home: Target | None, is_asked: Callable[[Region], bool], min_region: int = 0
+) -> Share:
+    """Of what is held against a target (`whole`), that which the policy is about; what it keeps local against `home`.
+
+    A region with a policy of its own that `is_asked` for counts as if it had the task's.
+    """
+
+    def share(region: Region) -> Target | None:
+        if region.size < min_region:
+            return None
+        target = whole(replace(region, is_bound=False) if region.is_bound and is_asked(region) else region)
+        if target is None or region.kind in of.classes:
+            return target
+        return None if of.is_inclusive else home
+
+    return share

@@ -38,7 +38,7 @@ def spans(found: Iterable[Region], share: Share) -> list[Span]:
     """What is acted on and has pages, ascending, neighbours joined."""
     spans: list[Span] = []
     for region in found:
-        target = share(region) if region.pages else None
+        target = share(region) if region.pages or region.is_part else None
         if target is None:
             continue
         if spans and spans[-1].end == region.start and spans[-1].target is target:

@@ -122,7 +122,7 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
         if is_relative and any(selector != "all" for selector in request.nodes.selectors):
             yield caution("nodes", "a selector with relative nodes", "relative nodes count places in the cpuset")
         placed = placing.place(request, machine, Confines(), None)
-        if placed.placement is None and not (placed.wanted and support.blocks(placed.wanted)):
+        if placed.placement is None:
             key = "weights" if "weight" in placed.notes[-1] else "nodes"
             yield caution(key, placed.notes[-1])
         for note in support.missing(placed.wanted, Handling(**table.handling.said())):  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
             yield caution(next((key for key in _UNSUPPORTED if key in note), "cgroup"), note)
 
 
-_UNSUPPORTED = ("home_node", "shared", "foreign", "min_region", "min_age", "memory")
+_UNSUPPORTED = ("shared", "foreign", "memory")
 
 
 def _about_matching(

@@ -9,7 +9,7 @@ from hetmemd.kernel import nodelist
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.machine import weights
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import support, weighing
+from hetmemd.policy import weighing
 from hetmemd.policy.effective import Placement, fold
 from hetmemd.policy.language import Request
 from hetmemd.policy.nodes import NodeSet
@@ -210,8 +210,7 @@ class _Placing:
         return Placed(None, wanted, tuple(self._rules), (*self._notes, f"blocked: {why}"))
 
     def _done(self, placement: Placement) -> Placed:
-        issued = None if support.blocks(placement) else placement
-        return Placed(issued, placement, tuple(self._rules), tuple(self._notes))
+        return Placed(placement, placement, tuple(self._rules), tuple(self._notes))
 
 
 def _list(nodes: frozenset[int]) -> str:

@@ -192,6 +192,28 @@ def pages_moved(
     )
 
 
+def regions_bound(
+    cgroup: str, comm: str, process: ProcessId, why: str, bound: int, undone: int, failed: Mapping[str, int]
+) -> None:
+    """Ranges of one process that were given a policy of their own, or rid of one; `failed` by reason."""
+    text = f"{comm}[{process.pid}] in {cgroup}: {bound} {_plural('range', bound)} bound, {undone} undone ({why})"
+    if failed:
+        text += ", failed: " + _counts(failed)
+    event(
+        messages.REGIONS_BOUND,
+        logging.WARNING if failed else logging.INFO,
+        text,
+        cgroup=cgroup,
+        pid=process.pid,
+        start=process.start,
+        comm=comm,
+        bound=bound,
+        undone=undone,
+        failed=sum(failed.values()) or None,
+        policy=why,
+    )
+
+
 class Applications:
     """Records of applications: one for each process and call, however many threads it has."""
 

@@ -119,6 +119,17 @@ DECLARATIONS = _declare(
         "",
         "From the first word of a task in a cgroup to the policy in force in all of its threads.",
     ),
+    ("regions_bound_total", "counter", "", "Ranges of memory that were given a policy of their own."),
+    ("regions_undone_total", "counter", "", "Ranges of memory whose own policy was taken away again."),
+    ("region_failures_total", "counter", "reason", "Ranges that were to be bound or undone and were not, by reason."),
+    (
+        "region_delay_seconds",
+        "histogram",
+        "",
+        "For regions that came later: from the last reading in which they were not, to the one that found them.",
+    ),
+    ("region_reads_total", "counter", "", "Readings of a process's regions."),
+    ("region_read_seconds_total", "counter", "", "Time spent in readings of regions."),
     ("moved_pages_total", "counter", "source_node target_node", "Pages moved between nodes, in base pages."),
     ("moved_bytes_total", "counter", "source_node target_node", "Bytes moved between nodes."),
     ("page_move_failures_total", "counter", "reason", "Pages that were to be moved and stayed, by reason."),
@@ -189,6 +200,8 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
     Outcome.GONE: ("executed", "exited"),
 }
 """Why an application can fail, as `remote/` says it: each is counted from 0, so that its first is an increase."""
+REGION_FAILURES = ("cannot allocate memory", "headroom", "invalid argument", "observe", "timeout", "young")
+"""Why a region can stay as it is: words of an application's failures, or the kernel's."""
 PAGE_FAILURES = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone")
 """Why a page can stay where it is, as `memory.moving` says it; spelt here, since importing that takes numpy."""
 LEFT_OUT = ("bound", "hugetlb", "shared", "shm", "special", "swapped", "unasked")
@@ -281,6 +294,18 @@ def _applications(moment: Moment) -> Iterator[Sample]:
     yield "tracer_restarts_total", (), totals.tracer_restarts
 
 
+def _regions(moment: Moment) -> Iterator[Sample]:
+    totals = moment.totals
+    yield "regions_bound_total", (), totals.regions_bound
+    yield "regions_undone_total", (), totals.regions_undone
+    for reason, count in sorted(
+        (dict.fromkeys((*REGION_FAILURES, OTHER), 0) | totals.failed_regions_by_reason).items()
+    ):
+        yield "region_failures_total", (reason,), count
+    yield "region_reads_total", (), totals.region_reads
+    yield "region_read_seconds_total", (), totals.region_read_seconds
+
+
 def _pages(moment: Moment) -> Iterator[Sample]:
     totals = moment.totals
     for pair, pages in sorted(totals.pages_by_source_target.items()):
@@ -333,6 +358,7 @@ COLLECTORS: dict[str, Callable[[Moment], Iterator[Sample]]] = {
     "machine": _machine,
     "cgroups": _cgroups,
     "applications": _applications,
+    "regions": _regions,
     "pages": _pages,
     "events": _events,
     "scans": _scans,
@@ -386,6 +412,7 @@ class Metrics(Collector):
         totals = moment.totals
         families["pause_seconds"].add_metric([], _buckets(totals.pauses), totals.pause_sum)
         families["cgroup_move_to_policy_seconds"].add_metric([], _buckets(totals.cgroup_moves), totals.cgroup_move_sum)
+        families["region_delay_seconds"].add_metric([], _buckets(totals.region_delays), totals.region_delay_sum)
         yield from families.values()
 
     def _failed(self, name: str) -> None:

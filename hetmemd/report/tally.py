@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hetmemd.remote.result import Outcome
@@ -71,6 +71,13 @@ class Totals:
     scan_seconds: float
     last_scan_seconds: float
     tracer_restarts: int
+    regions_bound: int
+    regions_undone: int
+    failed_regions_by_reason: dict[str, int]
+    region_delays: list[tuple[float, int]]
+    region_delay_sum: float
+    region_reads: int
+    region_read_seconds: float
     reloads: int
     failed_reloads: int
 
@@ -94,6 +101,12 @@ class Tally:
         self._scan_seconds = 0.0
         self._last_scan = 0.0
         self._tracer_restarts = 0
+        self._regions_bound = 0
+        self._regions_undone = 0
+        self._failed_regions: Counter[str] = Counter()
+        self._region_delays = Distribution(MOVE_BUCKETS)
+        self._region_reads = 0
+        self._region_read_seconds = 0.0
         self._reloads = 0
         self._failed_reloads = 0
 
@@ -121,6 +134,26 @@ class Tally:
         """One thread was stopped for that long."""
         with self._lock:
             self._pauses.observe(seconds)
+
+    def regions_bound(self, bound: int, undone: int, failed: Mapping[str, int]) -> None:
+        """Ranges of memory that were given a policy or rid of one, and those that were to be and are not, by reason."""
+        with self._lock:
+            self._regions_bound += bound
+            self._regions_undone += undone
+            for reason, count in failed.items():
+                known = reason in self._failed_regions or len(self._failed_regions) < _MOST_REASONS
+                self._failed_regions[reason if known else OTHER] += count
+
+    def region_delay(self, seconds: float) -> None:
+        """New regions were found, so long after the last reading in which they were not."""
+        with self._lock:
+            self._region_delays.observe(seconds)
+
+    def region_read(self, seconds: float) -> None:
+        """The regions of one process were read, which took that long."""
+        with self._lock:
+            self._region_reads += 1
+            self._region_read_seconds += seconds
 
     def cgroup_move(self, seconds: float) -> None:
         """From the first word of a task in a cgroup to the policy in force in all its threads."""
@@ -194,6 +227,13 @@ class Tally:
                 scan_seconds=self._scan_seconds,
                 last_scan_seconds=self._last_scan,
                 tracer_restarts=self._tracer_restarts,
+                regions_bound=self._regions_bound,
+                regions_undone=self._regions_undone,
+                failed_regions_by_reason=dict(self._failed_regions),
+                region_delays=self._region_delays.cumulative(),
+                region_delay_sum=self._region_delays.total,
+                region_reads=self._region_reads,
+                region_read_seconds=self._region_read_seconds,
                 reloads=self._reloads,
                 failed_reloads=self._failed_reloads,
             )

@@ -50,6 +50,10 @@ def change(start: int, end: int, policy: Mempolicy, replaced: Mempolicy = DEFAUL
     return Change(start * PAGE, end * PAGE, policy, replaced, **more)  # type: ignore[arg-type]
 
 
+def undo(start: int, end: int) -> Change:
+    return change(start, end, DEFAULT, undoes=True)
+
+
 def mark(start: int, end: int, issued: Mempolicy, replaced: Mempolicy = DEFAULT, **more: object) -> RegionMark:
     return RegionMark(start * PAGE, end * PAGE, issued, replaced, **more)  # type: ignore[arg-type]
 
@@ -108,13 +112,13 @@ def test_T4_override_replaces_and_remembers() -> None:
     assert decision.changes == (change(0, 9, WEIGHTED, THEIRS),)
     marks = intended((), decision.changes)
     assert decide_regions([region(0, 9, policy=WEIGHTED)], NOTHING, ALLOWED, marks).changes == (
-        change(0, 9, THEIRS, THEIRS),
+        change(0, 9, THEIRS, THEIRS, undoes=True),
     )
 
 
 def test_T4_without_a_mark_a_value_that_was_issued_since_boot_is_ours() -> None:
     found = [region(0, 9, policy=WEIGHTED), region(10, 20, policy=LOCAL)]
-    assert decide_regions(found, NOTHING, ALLOWED, (), {WEIGHTED, LOCAL}).changes == (change(0, 9, DEFAULT),)
+    assert decide_regions(found, NOTHING, ALLOWED, (), {WEIGHTED, LOCAL}).changes == (undo(0, 9),)
     assert not decide_regions(found, NOTHING, ALLOWED, (), set()).changes
 
 
@@ -126,13 +130,13 @@ def test_L3_what_is_bound_is_undone_when_the_policy_goes() -> None:
         region(30, 40, "stack", policy=LOCAL),
         region(50, 60, policy=THEIRS),
     ]
-    assert decide_regions(found, NOTHING, ALLOWED, marks).changes == (change(0, 20, DEFAULT), change(30, 40, DEFAULT))
+    assert decide_regions(found, NOTHING, ALLOWED, marks).changes == (undo(0, 20), undo(30, 40))
 
 
 def test_what_became_code_or_a_stack_is_unbound() -> None:
     marks = (mark(0, 20, WEIGHTED),)
     found = [region(0, 10, "exec", policy=WEIGHTED), region(10, 20, "stack", policy=WEIGHTED)]
-    assert decide_regions(found, ANON, ALLOWED, marks).changes == (change(0, 20, DEFAULT),)
+    assert decide_regions(found, ANON, ALLOWED, marks).changes == (undo(0, 20),)
 
 
 def test_I6_a_mask_that_the_cpuset_cuts_to_nothing_is_not_issued_and_taken_back() -> None:
@@ -141,7 +145,7 @@ def test_I6_a_mask_that_the_cpuset_cuts_to_nothing_is_not_issued_and_taken_back(
     found = [region(0, 9), region(10, 20, policy=spread)]
     decision = decide_regions(found, asked, frozenset({0}), (mark(10, 20, BIND),))
     assert states(decision) == [("left", "no-allowed-node"), ("change", "undo")]
-    assert decision.changes == (change(10, 20, DEFAULT),)
+    assert decision.changes == (undo(10, 20),)
 
 
 def test_min_region_counts_neighbours_of_one_class_together() -> None:
@@ -190,7 +194,7 @@ def test_marks_before_an_act_know_both_values() -> None:
         mark(5, 10, WEIGHTED, earlier=BIND),
         mark(10, 20, BIND),
     )
-    assert intended(before, [change(0, 20, DEFAULT)]) == before
+    assert intended(before, [undo(0, 20)]) == before
     assert without(before, [(0, 5 * PAGE), (7 * PAGE, 9 * PAGE)]) == (mark(5, 7, BIND), mark(9, 20, BIND))
 
 
@@ -275,7 +279,7 @@ def test_another_policy_and_none_in_the_end_leaves_everything_as_it_was(
         decision = decide_regions(seen(now, task), asked, ALLOWED, marks, issued)
         marks = intended(marks, decision.changes)
         now = mbind(now, decision.changes)
-        marks = without(marks, [(each.start, each.end) for each in decision.changes if each.policy == DEFAULT])
+        marks = without(marks, [(each.start, each.end) for each in decision.changes if each.undoes])
         marks = settled(decide_regions(seen(now, task), asked, ALLOWED, marks, issued).verdicts, marks)
     assert now == table
     assert marks == ()

@@ -10,6 +10,7 @@ import pytest
 from hetmemd.kernel.root import Root
 from hetmemd.policy import explain
 from hetmemd.policy.effective import Handling
+from hetmemd.policy.resolve import CgroupFacts
 from tests.unit.machine.sysfs import DRAM_AND_CXL, FakeNode, build
 from tests.unit.policy.given import TWO_SOCKETS, policy, resolved, write
 
@@ -56,7 +57,8 @@ def test_where_nothing_is_asked_for_the_mode_is_default() -> None:
 
 
 def test_a_blocked_placement_is_shown_with_its_state() -> None:
-    found = explain.answer(resolved("/a", policy("/a", "bind", "0", memory=["heap"])))
+    elsewhere = {"/a": CgroupFacts(mems=frozenset({1}))}
+    found = explain.answer(resolved("/a", policy("/a", "bind", "0", memory=["heap"]), facts=elsewhere))
     assert (found["state"], found["effective"]["mode"], found["effective"]["memory"]) == ("blocked", "bind", ["heap"])
 
 

@@ -105,10 +105,7 @@ def test_preferred_must_come_to_one_node() -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"home_node": 1}, "home_node"),
         ({"shared": "move"}, "shared"),
-        ({"min_region": "2MiB"}, "min_region"),
-        ({"min_age": "30s"}, "min_age"),
     ],
 )
 def test_what_is_not_yet_supported_is_said_and_applied_without(more: dict[str, object], says: str) -> None:
@@ -118,12 +115,11 @@ def test_what_is_not_yet_supported_is_said_and_applied_without(more: dict[str, o
 
 
 @pytest.mark.parametrize("memory", [["heap", "anon"], ["all", "!stack"], "heap"])
-def test_memory_other_than_all_is_not_yet_supported_and_blocks(memory: object) -> None:
+def test_classes_of_memory_are_part_of_the_placement(memory: object) -> None:
     effective = resolved("/a", policy("/a", "bind", "0-1", memory=memory))
-    assert (effective.state, effective.placement) == ("blocked", None)
-    assert effective.wanted is not None
-    assert effective.wanted.memory == ((memory,) if isinstance(memory, str) else tuple(memory))  # type: ignore[arg-type]
-    assert any("not yet supported: memory" in note for note in effective.notes)
+    assert (effective.state, effective.notes) == ("active", ())
+    assert effective.placement is not None
+    assert effective.placement.memory == ((memory,) if isinstance(memory, str) else tuple(memory))  # type: ignore[arg-type]
 
 
 def shares(mode: Mode, nodes: set[int], allowed: set[int], **weights: int) -> dict[int, float]:

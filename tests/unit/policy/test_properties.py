@@ -98,6 +98,8 @@ def test_resolution_of_what_was_resolved_changes_nothing(scenario: Scenario) -> 
             more["weights"] = {str(node): weight for node, weight in placement.weights.items()}
         if int(placement.mempolicy.flags) & 1 << 13:
             more["flags"] = ["balancing"]
+        if placement.memory != ("all",):
+            more["memory"] = list(placement.memory)
         if placement.home_node is not None:
             more["home_node"] = placement.home_node
         nodes = ",".join(map(str, sorted(placement.mempolicy.nodes)))

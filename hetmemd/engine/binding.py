@@ -1,0 +1,377 @@
+"""The regions of processes: reads them, decides, has them bound, and finds those that come later.
+
+A policy that an `mbind` gave holds for a range as it is mapped then. What is mapped later, and a heap that grows, has
+none: so a cheap sign is looked at several times a second (the sizes in /proc/PID/statm), the regions are read when it
+has changed, and at an interval whatever it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hetmemd.engine.decide import Mark
+from hetmemd.engine.ledger import Ledger, Span
+from hetmemd.engine.offloop import OffLoop
+from hetmemd.engine.record import Record, worst
+from hetmemd.engine.regionwise import Asked, Change, RegionMark, Regionwise, decide_regions, intended, settled, without
+from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.memory import regions
+from hetmemd.memory.classes import Span as Range
+from hetmemd.memory.headroom import Headroom
+from hetmemd.remote.regions import HomeNode, RegionCall, RegionsResult
+from hetmemd.remote.result import Outcome
+from hetmemd.report.tally import Tally
+
+READERS = 4
+READ_SECONDS = 10.0
+ROUNDS = 4
+"""How often regions are read again while there is something to bind; the next look goes on."""
+POLL = 0.25
+"""Seconds between two looks at the cheap sign, at least."""
+NET = 10.0
+"""Seconds after which regions are read whatever the sign says."""
+COST = 50
+"""A reading that took so long is not repeated for that many times as long: 2 % of one core."""
+SLICE = 256
+"""Calls between two looks at the kill switch."""
+RETRY = 60.0
+"""Seconds after which a call that the kernel refused is tried again."""
+BIND_RESERVE = 16384
+"""Pages (64 MiB) that must be free on the nodes of a `bind`, above what moving leaves alone, to issue it (L7)."""
+
+
+class Acts(Protocol):
+    """The effect: `remote.client.Tracer`."""
+
+    async def bind(
+        self, process: ProcessId, requests: Sequence[RegionCall], tids: Sequence[int] | None = None
+    ) -> RegionsResult: ...
+
+
+Witness = Callable[[str, str, ProcessId, str, int, int, Mapping[str, int]], None]
+"""Who is told of what was bound: `report.journal.regions_bound`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a cgroup's policy asks of the regions of its processes, and where that stands."""
+
+    asked: Asked
+    why: str
+    """`file:line`, or the rule that takes it away."""
+    min_age: float = 0.0
+    """Seconds of a process's life before its regions are bound."""
+    holds: bool = False
+    """Where nothing is asked: what is bound stays all the same (F2)."""
+
+
+@dataclass(slots=True)
+class State:
+    """What is remembered of one process."""
+
+    process: ProcessId
+    decision: Regionwise | None = None
+    stacks: frozenset[Range] = frozenset()
+    sign: bytes = b""
+    read_at: float = 0.0
+    """When the regions were read last, the loop's time, and"""
+    cost: float = 0.0
+    """how many seconds that took."""
+    homes: dict[tuple[int, int], int] = field(default_factory=dict)
+    failed: dict[tuple[int, int, Mempolicy], float] = field(default_factory=dict)
+    """What the kernel refused, and when it may be tried again."""
+
+
+class Binder:
+    def __init__(
+        self,
+        root: Root,
+        ledger: Ledger,
+        acts: Acts,
+        wish: Callable[[str], Wish],
+        memory_nodes: Callable[[], frozenset[int]],
+        observing: Callable[[], bool],
+        witness: Witness,
+        tally: Tally,
+    ) -> None:
+        """`wish` takes a cgroup's path; the rest as for `Steering`."""
+        self._root = root
+        self._ledger = ledger
+        self._acts = acts
+        self._wish = wish
+        self._memory_nodes = memory_nodes
+        self._observing = observing
+        self._witness = witness
+        self._tally = tally
+        self._headroom = Headroom(root)
+        self._readers = OffLoop("regions", READERS, READ_SECONDS)
+        self._states: dict[int, State] = {}
+
+    def close(self) -> None:
+        self._readers.close()
+
+    @property
+    def stuck(self) -> int:
+        """Reads that wait for a target's mmap lock."""
+        return self._readers.stuck
+
+    def state(self, process: ProcessId) -> State | None:
+        known = self._states.get(process.pid)
+        return known if known and known.process == process else None
+
+    def forget(self, pid: int) -> None:
+        self._states.pop(pid, None)
+
+    # -- one look
+
+    async def look(self, record: Record) -> bool:
+        """Bring the regions of one process to what its cgroup's policy says, after its threads. True if any was bound.
+
+        Updates the record. Raises as `Steering.look` does.
+        """
+        wish = self._wish(record.cgroup)
+        marks = self._marks(record.process)
+        if not wish.asked.is_regional and not marks:
+            self.forget(record.process.pid)
+            return False
+        state = self.state(record.process) or State(record.process)
+        self._states[record.process.pid] = state
+        changed = False
+        result: tuple[Outcome, str] | None = None
+        for _ in range(ROUNDS):
+            decision = await self._decide(record, state, wish)
+            todo = self._todo(state, decision)
+            if not todo or result:
+                break
+            hindrance = self._hindrance(record, wish, todo)
+            if hindrance:
+                result = hindrance
+                break
+            done, result = await self._act(record, state, wish, todo)
+            changed = changed or done
+        self._conclude(record, state, wish, result)
+        return changed
+
+    async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
+        earlier, began = state.read_at, time.monotonic()
+        decision, marks = await self._readers.call(record.process, lambda: self._read(record, state, wish.asked))
+        state.cost = time.monotonic() - began
+        state.read_at = asyncio.get_running_loop().time()
+        self._tally.region_read(state.cost)
+        if state.decision is not None and earlier:
+            self._late(decision, state.decision, state.read_at - earlier)
+        self._keep(record.process, state, marks)
+        state.decision = decision
+        return decision
+
+    def _read(self, record: Record, state: State, asked: Asked) -> tuple[Regionwise, tuple[RegionMark, ...]]:
+        """In a reader's thread: thousands of regions take tens of milliseconds."""
+        pid = record.process.pid
+        # Before the regions: what changes while they are read is seen as a change afterwards.
+        state.sign = self._sign(pid)
+        tid = regions.living_thread(self._root, pid)
+        found = regions.read(self._root, pid, tid, state.stacks) if tid is not None else []
+        state.stacks = regions.stacks_in(found)
+        marks = self._marks(record.process)
+        decision = decide_regions(
+            found,
+            asked,
+            record.allowed or self._memory_nodes(),
+            marks,
+            self._ledger.issued,
+            is_foreign=_is_foreign(record),
+        )
+        return decision, settled(decision.verdicts, marks)
+
+    def _sign(self, pid: int) -> bytes:
+        """Sizes of the address space, and of its data: proc_pid_statm(5). Touching memory does not change them."""
+        fields = self._root.read_bytes(f"/proc/{pid}/statm").split()
+        return b" ".join(fields[i] for i in (0, 5)) if len(fields) > 5 else b""
+
+    def _late(self, decision: Regionwise, before: Regionwise, seconds: float) -> None:
+        """Regions that were not there at the last reading wait since then at the longest."""
+        known = {verdict.region.start for verdict in before.verdicts}
+        if any(verdict.state == "change" and verdict.region.start not in known for verdict in decision.verdicts):
+            self._tally.region_delay(seconds)
+
+    def _todo(self, state: State, decision: Regionwise) -> list[Change]:
+        now = asyncio.get_running_loop().time()
+        state.failed = {key: at for key, at in state.failed.items() if at > now}
+        return [change for change in decision.changes if (change.start, change.end, change.policy) not in state.failed]
+
+    def _hindrance(self, record: Record, wish: Wish, todo: Sequence[Change]) -> tuple[Outcome, str] | None:
+        """Why nothing is done now."""
+        if self._observing():
+            return Outcome.DEFERRED, "observe"
+        if wish.asked.policy is None and wish.holds:
+            return Outcome.DEFERRED, "broken-file"
+        if procfs.age(record.process) < wish.min_age and any(not change.undoes for change in todo):
+            return Outcome.DEFERRED, "young"
+        policies = {change.policy for change in todo if change.policy.mode is Mode.BIND}
+        if any(sum(self._headroom.room(node) for node in policy.nodes) < BIND_RESERVE for policy in policies):
+            return Outcome.REFUSED, "headroom"
+        return None
+
+    # -- acting
+
+    async def _act(
+        self, record: Record, state: State, wish: Wish, todo: Sequence[Change]
+    ) -> tuple[bool, tuple[Outcome, str] | None]:
+        """Have the changes made: whether any was, and what stands in the way of the rest."""
+        calls = [(call, change) for change in todo for call in change.calls]
+        failed: Counter[str] = Counter()
+        bound = undone = 0
+        hindrance: tuple[Outcome, str] | None = None
+        self._intend(record.process, state, todo)
+        for begin in range(0, len(calls), SLICE):
+            if self._observing():
+                hindrance = (Outcome.DEFERRED, "observe")
+                break
+            some = calls[begin : begin + SLICE]
+            result = await self._acts.bind(record.process, [call for call, _ in some])
+            for pause in result.pauses_ns:
+                self._tally.pause(pause / 1e9)
+            done = [pair for pair, code in zip(some, result.errnos, strict=False) if not code]
+            self._refused(state, some, result.errnos, failed)
+            self._took_place(record.process, state, done)
+            bound += sum(not change.undoes for call, change in done if not isinstance(call, HomeNode))
+            undone += sum(change.undoes for _, change in done)
+            if result.outcome is not Outcome.APPLIED:
+                hindrance = (result.outcome, result.reason)
+                break
+        if hindrance:
+            failed[hindrance[1]] += 1
+        self._tally.regions_bound(bound, undone, failed)
+        record.acted = _sentence(bound, undone, failed)
+        record.acted_at = time.time()
+        if bound:
+            # What fell in between lies where it should not.
+            record.measure_at = 0.0
+        self._witness(record.cgroup, record.comm, record.process, wish.why, bound, undone, failed)
+        return bool(bound or undone), hindrance
+
+    def _intend(self, process: ProcessId, state: State, changes: Sequence[Change]) -> None:
+        """In the ledger before the act: a daemon that dies in between still knows its own."""
+        for policy in {change.policy for change in changes if not change.undoes}:
+            self._ledger.will_issue(policy)
+        self._keep(process, state, intended(self._marks(process), changes))
+
+    def _refused(
+        self,
+        state: State,
+        some: Sequence[tuple[RegionCall, Change]],
+        errnos: Sequence[int],
+        failed: Counter[str],
+    ) -> None:
+        retry = asyncio.get_running_loop().time() + RETRY
+        for (_, change), code in zip(some, errnos, strict=False):
+            if code == errno.EFAULT:
+                continue  # it is mapped otherwise by now: the next reading shows how
+            if code:
+                state.failed[change.start, change.end, change.policy] = retry
+                failed[os.strerror(code).lower()] += 1
+
+    def _took_place(self, process: ProcessId, state: State, done: Sequence[tuple[RegionCall, Change]]) -> None:
+        for call, change in done:
+            if isinstance(call, HomeNode):
+                state.homes[change.start, change.end] = call.node
+        undone = [(change.start, change.end) for _, change in done if change.undoes]
+        if undone:
+            self._keep(process, state, without(self._marks(process), undone))
+
+    # -- the ledger
+
+    def _marks(self, process: ProcessId) -> tuple[RegionMark, ...]:
+        state = self.state(process)
+        homes = state.homes if state else {}
+        return tuple(
+            RegionMark(span.start, span.end, mark.issued, mark.replaced, mark.earlier, homes.get(span))
+            for span, mark in sorted(self._ledger.regions(process).items())
+        )
+
+    def _keep(self, process: ProcessId, state: State, marks: Sequence[RegionMark]) -> None:
+        """Write down what is another than before."""
+        before = self._ledger.regions(process)
+        now = {Span(mark.start, mark.end): Mark(mark.issued, mark.replaced, mark.earlier) for mark in marks}
+        state.homes = {(mark.start, mark.end): mark.home for mark in marks if mark.home is not None}
+        changes: dict[Span, Mark | None] = {span: None for span in before if span not in now}
+        changes |= {span: mark for span, mark in now.items() if before.get(span) != mark}
+        self._ledger.set_regions(process, changes)
+
+    # -- what came of it
+
+    def _conclude(self, record: Record, state: State, wish: Wish, result: tuple[Outcome, str] | None) -> None:
+        """The regions' part of what `status` says of the process."""
+        if wish.asked.policy is None:
+            return
+        said: list[tuple[Outcome, str]] = []
+        if wish.asked.scope.is_inclusive:
+            # Of threads nothing is asked, so that they had nothing to say.
+            own = next((seen.now for seen in record.seen.values() if seen.now != DEFAULT), None)
+            said.append((Outcome.FOREIGN, f"own-{own.mode.word}") if own else (Outcome.APPLIED, ""))
+        else:
+            said.append((record.outcome, record.reason))
+        if result:
+            said.append(result)
+        elif state.failed:
+            said.append((Outcome.REFUSED, "mbind"))
+        elif state.decision and state.decision.changes:
+            said.append((Outcome.DEFERRED, "new-regions"))
+        record.outcome, record.reason = worst(said)
+        if wish.asked.scope.is_inclusive:
+            record.outcomes, record.reasons = frozenset(), frozenset()
+        record.outcomes |= {outcome for outcome, _ in said}
+        record.reasons |= {reason for _, reason in said if reason}
+
+    # -- what comes later
+
+    async def run(self, look: Callable[[int], None]) -> None:
+        """Until cancelled: calls `look` for each process whose regions may be others than they were."""
+        while True:
+            began = time.monotonic()
+            for pid in self._due():
+                look(pid)
+            # A look at ten thousand processes must not become the work itself.
+            await asyncio.sleep(max(POLL, 50 * (time.monotonic() - began)))
+
+    def _due(self) -> list[int]:
+        now = asyncio.get_running_loop().time()
+        due: list[int] = []
+        for pid, state in list(self._states.items()):
+            since = now - state.read_at
+            if since < COST * state.cost:
+                continue
+            try:
+                if since > NET or self._sign(pid) != state.sign:
+                    due.append(pid)
+            except OSError as error:
+                if not libc.is_gone(error):
+                    raise
+                self.forget(pid)
+        return due
+
+
+def _is_foreign(record: Record) -> bool:
+    """Whether a thread carries a policy of the application's own (T4)."""
+    return any(
+        seen.decision.outcome in (Outcome.FOREIGN, Outcome.CONTESTED)
+        or (seen.decision.outcome is None and seen.now != DEFAULT)
+        for seen in record.seen.values()
+    )
+
+
+def _sentence(bound: int, undone: int, failed: Counter[str]) -> str:
+    """`regions: 12 bound, 1 undone; 2 not (cannot allocate memory)`."""
+    parts = [f"{number} {word}" for number, word in ((bound, "bound"), (undone, "undone")) if number]
+    parts += [f"{number} not ({reason})" for reason, number in sorted(failed.items())]
+    return "regions: " + (", ".join(parts) or "nothing done")

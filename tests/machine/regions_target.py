@@ -1,0 +1,100 @@
+"""A process with a region of each kind, which makes more of them when it is told to.
+
+Each line of its input is a command and is answered by a line of JSON, name to [address, length]:
+`start`, `grow` (the heap, an allocation of malloc's and a mapping of its own), `code` (what was data becomes code),
+`exec` (the same program anew).
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+import threading
+
+PAGE = 4096
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
+MBIND = 237
+libc = ctypes.CDLL(None, use_errno=True)
+libc.sbrk.restype = ctypes.c_void_p
+libc.pthread_self.restype = ctypes.c_ulong
+kept: list[object] = []
+found: dict[str, tuple[int, int]] = {}
+
+
+def address(area: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+def add(name: str, pages: int, flags: int = PRIVATE, protection: int = WRITABLE, descriptor: int = -1) -> None:
+    """A mapping with nothing of its kind beside it."""
+    area = mmap.mmap(descriptor, (pages + 2) * PAGE, flags, protection)
+    base = address(area)
+    if descriptor < 0:
+        for edge in (base, base + (pages + 1) * PAGE):
+            assert not libc.mprotect(ctypes.c_void_p(edge), ctypes.c_size_t(PAGE), 0)
+    for page in range(1, pages + 1):
+        area[page * PAGE] = 1
+    kept.append(area)
+    found[name] = (base + PAGE, pages * PAGE)
+
+
+def bind(name: str) -> None:
+    """By the application itself, to node 0."""
+    start, length = found[name]
+    mask = ctypes.c_ulong(1)
+    where = (ctypes.c_void_p(start), ctypes.c_ulong(length))
+    assert not libc.syscall(MBIND, *where, 2, ctypes.byref(mask), ctypes.c_ulong(65), 0)
+
+
+def grow_heap(pages: int) -> tuple[int, int]:
+    start = libc.sbrk(ctypes.c_long(pages * PAGE))
+    ctypes.memset(start, 1, pages * PAGE)
+    return start, pages * PAGE
+
+
+def stack(name: str, spins: bool) -> None:
+    found[name] = (int(libc.pthread_self()), 8)
+    if spins:
+        os.nice(19)
+    while spins:
+        pass
+    threading.Event().wait()
+
+
+def start() -> None:
+    found["heap"] = grow_heap(16)
+    add("anon", 16)
+    add("own", 16)
+    bind("own")
+    add("code", 4, protection=WRITABLE | mmap.PROT_EXEC)
+    add("shared", 4, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    memfd = os.memfd_create("regions")
+    os.truncate(memfd, 6 * PAGE)
+    add("memfd", 4, mmap.MAP_SHARED, descriptor=memfd)
+    for name in ("asleep", "busy"):
+        threading.Thread(target=stack, args=[name, name == "busy"], daemon=True).start()
+        while name not in found:
+            pass
+
+
+def main() -> None:
+    for line in sys.stdin:
+        match line.strip():
+            case "start":
+                start()
+            case "grow":
+                found["later-heap"] = grow_heap(64)
+                add("later-anon", 32)
+            case "code":
+                begin, length = found["anon"]
+                assert not libc.mprotect(
+                    ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.PROT_READ | mmap.PROT_EXEC
+                )
+            case "exec":
+                os.execv(sys.executable, [sys.executable, *sys.argv])
+        print(json.dumps(found), flush=True)
+
+
+main()

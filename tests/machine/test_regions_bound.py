@@ -1,0 +1,171 @@
+"""Classes of memory on this machine's own kernel: what the daemon binds in a real process, and what it never touches.
+
+One memory node is enough: a region's own policy is seen in numa_maps.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel import numa_maps, procfs
+from hetmemd.kernel.root import Root
+from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, fresh_path, policy, shown
+
+pytestmark = pytest.mark.root
+ROOT = Root()
+TARGET = Path(__file__).with_name("regions_target.py")
+INCLUSIVE = 'memory = ["heap", "anon"]\n'
+EXCLUSIVE = 'memory = ["all", "!stack", "!exec"]\n'
+
+
+class Program:
+    """The target, and what numa_maps shows of it."""
+
+    def __init__(self) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, str(TARGET)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.spans = self.tell("start")
+
+    def say(self, command: str) -> None:
+        assert self.popen.stdin
+        self.popen.stdin.write(command + "\n")
+        self.popen.stdin.flush()
+
+    def tell(self, command: str) -> dict[str, tuple[int, int]]:
+        assert self.popen.stdout
+        self.say(command)
+        self.spans = {name: (span[0], span[1]) for name, span in json.loads(self.popen.stdout.readline()).items()}
+        return self.spans
+
+    def policies(self, name: str) -> set[str]:
+        """Of all that a region comes to by now."""
+        start, length = self.spans[name]
+        lines = [(line.start, str(line.policy)) for line in numa_maps.read(ROOT, self.popen.pid)]
+        first = max(at for at, _ in lines if at <= start)
+        return {shown for at, shown in lines if first <= at < start + length}
+
+    def all(self, *names: str) -> set[str]:
+        return set().union(*(self.policies(name) for name in names))
+
+    def by_name(self, name: str) -> str:
+        """The policy of a mapping that the kernel names."""
+        text = ROOT.read_text(f"/proc/{self.popen.pid}/numa_maps")
+        return next(str(numa_maps.parse_line(line).policy) for line in text.split("\n") if name in line)
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    yield daemon
+    daemon.end()
+
+
+@pytest.fixture
+def group() -> Generator[Group, None, None]:
+    group = Group(fresh_path())
+    yield group
+    group.remove()
+
+
+@pytest.fixture
+def program(group: Group) -> Generator[Program, None, None]:
+    program = Program()
+    group.take(program.popen.pid)
+    yield program
+    program.end()
+
+
+NEVER = ("own", "code", "shared", "memfd", "asleep", "busy")
+
+
+def test_the_inclusive_form(daemon: Daemon, group: Group, program: Program) -> None:
+    pid = program.popen.pid
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+    eventually("bound", lambda: program.all("heap", "anon") == {INTERLEAVE})
+    assert shown(pid) == "default", "the task's own policy is left alone"
+    assert program.all("code", "shared", "memfd", "asleep", "busy") == {"default"}
+    assert program.policies("own") == {"bind:0"}, "T4"
+    assert program.by_name("[stack]" if "[stack]" in ROOT.read_text(f"/proc/{pid}/numa_maps") else "stack") == "default"
+    eventually("said", lambda: (daemon.explain(pid)["task"] or {}).get("outcome") == "applied")
+
+    # What comes later: a region of its own, and a heap that grows.
+    program.tell("grow")
+    eventually("bound as well", lambda: program.all("heap", "later-heap", "later-anon") == {INTERLEAVE})
+    assert daemon.metric("region_delay_seconds_count") >= 1
+
+    # What becomes code is no business of the policy's any more.
+    program.tell("code")
+    eventually("let go", lambda: program.policies("anon") == {"default"})
+
+    (daemon.files / "50-a.toml").unlink()
+    eventually("L3: undone", lambda: program.all("heap", "later-heap", "later-anon") == {"default"})
+    assert program.policies("own") == {"bind:0"}
+    assert daemon.metric("regions_undone_total") >= 2
+
+
+def test_the_exclusive_form(daemon: Daemon, group: Group, program: Program) -> None:
+    pid = program.popen.pid
+    daemon.drop("50-a.toml", policy(group.path, more=EXCLUSIVE))
+    eventually("the stacks are local", lambda: program.all("asleep", "busy") == {"local"})
+    assert shown(pid) == INTERLEAVE
+    assert program.all("heap", "anon", "code") == {INTERLEAVE}
+    assert program.policies("own") == {"bind:0"}
+    # A policy for other classes: what the first one bound is undone, and the threads are rid of theirs.
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+    eventually("only these", lambda: program.all("heap", "anon") == {INTERLEAVE} and shown(pid) == "default")
+    eventually("no stack", lambda: program.all("asleep", "busy", "code") == {"default"})
+    # Another mode for the same regions.
+    daemon.drop("50-a.toml", policy(group.path, "bind", more=INCLUSIVE))
+    eventually("another mode", lambda: program.all("heap", "anon") == {"bind=static:0"})
+    group.leave(pid)
+    eventually("T3: undone", lambda: program.all("heap", "anon") == {"default"})
+
+
+def test_an_exec_ends_it_and_a_child_has_it(daemon: Daemon, group: Group, program: Program) -> None:
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+    eventually("bound", lambda: program.all("heap", "anon") == {INTERLEAVE})
+    program.say("exec")
+    program.tell("start")
+    eventually("bound anew", lambda: program.all("heap", "anon") == {INTERLEAVE})
+    assert program.policies("own") == {"bind:0"}
+
+
+def test_L1_a_daemon_that_starts_again_changes_nothing_and_knows_its_own(
+    daemon: Daemon, group: Group, program: Program
+) -> None:
+    pid = program.popen.pid
+    daemon.drop("50-a.toml", policy(group.path, more=EXCLUSIVE))
+    eventually("bound", lambda: program.all("asleep", "busy") == {"local"})
+    daemon.stop()
+    before = procfs.stat(ROOT, pid)
+    daemon.start()
+    assert daemon.metric("regions_bound_total") == 0
+    assert before.start == procfs.stat(ROOT, pid).start
+    (daemon.files / "50-a.toml").unlink()
+    eventually("undone", lambda: program.all("asleep", "busy", "heap") == {"default"})
+
+
+def test_T4_the_regions_of_a_task_with_its_own_policy_are_its_own(daemon: Daemon, group: Group) -> None:
+    # set_mempolicy(MPOL_LOCAL)
+    program = "import ctypes, time; assert not ctypes.CDLL(None).syscall(238, 4, None, 0); time.sleep(10000)"
+    with subprocess.Popen([sys.executable, "-c", program]) as popen:
+        try:
+            eventually("it set its own", lambda: shown(popen.pid) == "local")
+            group.take(popen.pid)
+            daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+            eventually("foreign", lambda: (daemon.explain(popen.pid)["task"] or {}).get("outcome") == "foreign")
+            assert {str(line.policy) for line in numa_maps.read(ROOT, popen.pid)} == {"local"}
+        finally:
+            popen.kill()
