@@ -77,3 +77,26 @@ def test_reduced_weights_fit_the_kernels_table(figures: dict[int, int]) -> None:
     assert math.gcd(*found.values()) == 1
     ordered = [found[node] for _, node in sorted((figure, node) for node, figure in figures.items())]
     assert ordered == sorted(ordered)
+
+
+def kernels_reduction(bandwidths: list[int]) -> list[int]:
+    """reduce_interleave_weights() of mm/mempolicy.c (6.16), line by line."""
+    sum_bw = sum(bandwidths)
+    new_iw, iw_gcd = [], 0
+    for bw in bandwidths:
+        scaling_factor = 32 * bw
+        iw = scaling_factor // sum_bw if bw and sum_bw < scaling_factor else 1
+        iw_gcd = math.gcd(iw_gcd or iw, iw)
+        new_iw.append(iw)
+    return [iw // iw_gcd for iw in new_iw]
+
+
+@given(st.lists(st.none() | st.integers(1, 4_000_000), min_size=1, max_size=8), st.data())
+def test_bandwidth_is_the_kernels_reduction_for_any_figures_and_any_nodes(
+    bandwidths: list[int | None], data: st.DataObject
+) -> None:
+    machine = machine_with(*bandwidths)
+    known = [node for node, bandwidth in enumerate(bandwidths) if bandwidth]
+    chosen = data.draw(st.sets(st.sampled_from(known), min_size=1)) if known else set()
+    expected = kernels_reduction([bandwidth or 0 for bandwidth in bandwidths])
+    assert weights.bandwidth(machine, chosen) == {node: expected[node] for node in sorted(chosen)}

@@ -142,3 +142,28 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         for name in names
     )
     return Scenario(facts, files, draw(MACHINES))
+
+
+@st.composite
+def rivals(draw: st.DrawFn) -> Scenario:
+    """Tables whose patterns nearly all stand for some cgroup of one path, from files in any directory."""
+    levels = draw(st.lists(st.sampled_from("ab"), min_size=2, max_size=5))
+    names = draw(st.lists(st.sampled_from(["10", "20", "30"]), unique=True, min_size=1))
+    files = []
+    for name in names:
+        found = draw(st.lists(standing_for(levels), min_size=1, max_size=3))
+        text = "".join(policy(each, nodes="0", enabled=draw(st.integers(0, 5)) > 0) for each in found)
+        files.append(tables(text, f"{name}.toml", draw(st.sampled_from([DIRECTORIES[0], *DIRECTORIES[:2]]))))
+    return Scenario(dict.fromkeys(above(path(levels)), CgroupFacts()), tuple(files), DRAM_CXL)
+
+
+@st.composite
+def standing_for(draw: st.DrawFn, levels: list[str]) -> str:
+    """A pattern that matches one of the cgroups on the path."""
+    left = levels[: draw(st.integers(1, len(levels)))]
+    made: list[str] = []
+    while left:
+        level = draw(st.sampled_from(["**", "*", "?", "[ab]", left[0] + "*", "*" + left[0], left[0], left[0]]))
+        made.append(level)
+        left = left[draw(st.integers(1, len(left))) if level == "**" else 1 :]
+    return path(made)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hetmemd.policy import pattern
 
@@ -83,3 +85,70 @@ def test_a_cgroup_named_by_its_folder_is_told_its_path(text: str, hint: str) -> 
         assert caught.value.args[1] == hint
     else:
         assert pattern.parse(text).text == text
+
+
+def slow(pattern_levels: list[str], levels: list[str]) -> bool:
+    """Whether a pattern stands for a path, level by level and character by character: every way is tried."""
+    if not pattern_levels or not levels:
+        return not pattern_levels and not levels
+    if pattern_levels[0] == "**":
+        return any(slow(pattern_levels[1:], levels[taken:]) for taken in range(1, len(levels) + 1))
+    return slow_level(pattern_levels[0], levels[0]) and slow(pattern_levels[1:], levels[1:])
+
+
+def slow_level(glob: str, name: str) -> bool:
+    if not glob:
+        return not name
+    if glob[0] == "*":
+        return any(slow_level(glob[1:], name[taken:]) for taken in range(len(name) + 1))
+    if not name:
+        return False
+    if glob[0] == "?":
+        return slow_level(glob[1:], name[1:])
+    if glob[0] == "[":
+        negated = glob[1] in "!^"
+        begin = 2 if negated else 1
+        end = glob.index("]", begin + 1)
+        return in_set(glob[begin:end], name[0]) != negated and slow_level(glob[end + 1 :], name[1:])
+    return glob[0] == name[0] and slow_level(glob[1:], name[1:])
+
+
+def in_set(items: str, character: str) -> bool:
+    if not items:
+        return False
+    if len(items) > 2 and items[1] == "-":
+        return items[0] <= character <= items[2] or in_set(items[3:], character)
+    return items[0] == character or in_set(items[1:], character)
+
+
+NAMES = st.text("ab.\\-]", min_size=1, max_size=4).filter(lambda name: name not in (".", ".."))
+GLOBS = st.lists(
+    st.sampled_from(
+        ["a", "b", "\\", ".", "*", "?", "[ab]", "[!a]", "[^b]", "[]a]", "[a-b]", "[\\-]", "[!.]", "]", "-"]
+    ),
+    min_size=1,
+    max_size=4,
+).map("".join)
+
+
+@given(
+    st.lists(st.just("**") | GLOBS.filter(lambda level: "**" not in level and level not in (".", "..")), max_size=4),
+    st.lists(NAMES, max_size=5),
+)
+def test_M3_every_pattern_against_one_that_tries_all_ways(globs: list[str], levels: list[str]) -> None:
+    text, path = "/" + "/".join(globs), "/" + "/".join(levels)
+    assert pattern.parse(text).matches(path) == slow(globs, levels)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=5), st.data())
+def test_M3_patterns_that_were_made_of_the_path_match(levels: list[str], data: st.DataObject) -> None:
+    """So that both answers are seen: most pairs above do not match."""
+    globs: list[str] = []
+    left = levels
+    while left:
+        made = data.draw(st.sampled_from(["**", "*", left[0], "?" * len(left[0]), left[0][:1] + "*", "[!/]*"]))
+        globs.append(made.replace("[!/]", "[!z]"))
+        left = left[data.draw(st.integers(1, len(left))) if made == "**" else 1 :]
+    text, path = "/" + "/".join(globs), "/" + "/".join(levels)
+    assert slow(globs, levels), "the reference itself"
+    assert pattern.parse(text).matches(path)

@@ -14,7 +14,7 @@ from hetmemd.policy.language import HANDLING_KEYS, RATE_KEYS, Table, strength
 from hetmemd.policy.matching import Matcher
 from hetmemd.policy.resolve import CgroupFacts, resolve
 from tests.unit.policy.given import above, policy, tables
-from tests.unit.policy.scenarios import Scenario, scenarios, texts
+from tests.unit.policy.scenarios import Scenario, rivals, scenarios, texts
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -239,7 +239,7 @@ def test_I4_handling_comes_key_by_key_from_the_nearest_that_says_it(scenario: Sc
             assert getattr(effective.handling, key) == next(said, getattr(Handling(), key))
 
 
-@given(scenarios())
+@given(rivals())
 def test_M1_M3_the_choice_is_a_total_order(scenario: Scenario) -> None:
     """Against a list of the rule's words, table by table, with `**` asked of everything above."""
     found = scenario.resolved()
