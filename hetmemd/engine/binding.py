@@ -179,7 +179,7 @@ class Binder:
         pid = record.process.pid
         # Before the regions: what changes while they are read is seen as a change afterwards.
         state.sign = self._sign(pid)
-        tid = regions.living_thread(self._root, pid)
+        tid = procfs.living_thread(self._root, pid)
         found = regions.read(self._root, pid, tid, state.stacks) if tid is not None else []
         state.stacks = regions.stacks_in(found)
         marks = self._marks(record.process)
