@@ -14,7 +14,9 @@ from hetmemd.policy import nodes
 def machines(draw: st.DrawFn) -> Machine:
     """Up to six nodes on three sockets: with and without CPUs, memory, a tier, and firmware's word."""
     numbers = draw(st.lists(st.integers(0, 7), unique=True, min_size=1, max_size=6))
-    found, packages, cpu = {}, {}, 0
+    found: dict[int, Node] = {}
+    packages: dict[int, int] = {}
+    cpu = 0
     for number in numbers:
         cpus = range(cpu, cpu + draw(st.integers(0, 2)))
         cpu = cpus.stop
