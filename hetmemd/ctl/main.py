@@ -70,6 +70,22 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--root", metavar="DIR", help="for the machine whose files are below DIR")
     _common(check)
 
+    weights = verbs.add_parser(
+        "weights",
+        help="bandwidths of the nodes, the kernel's interleave weights, and what each policy gets",
+        description="Shows what the firmware tells of each node, the kernel's global table of weights for weighted "
+        "interleave, and the weights that each policy comes to. Works without the service and as any user.",
+    )
+    weights.add_argument("--root", metavar="DIR", help="for the machine whose files are below DIR")
+    weights.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure each node from each socket and propose weights: takes the machine's memory bandwidth meanwhile",
+    )
+    weights.add_argument("--size", default="512MiB", help="memory to measure with, at most half of what is free")
+    weights.add_argument("--seconds", type=float, default=0.5, help="for each of reading, writing and copying")
+    _common(weights)
+
     complete = verbs.add_parser("completion", help="the completion script of a shell")
     complete.add_argument("shell", choices=("bash", "zsh"))
     return top
@@ -99,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _explain(chosen)
             case "check":
                 return _check(chosen)
+            case "weights":
+                return _weights(chosen)
             case _:
                 sys.stdout.write(completion.script(top, chosen.shell))
                 return OK
@@ -206,6 +224,28 @@ def _check(chosen: argparse.Namespace) -> int:
     if not chosen.json and not found:
         print("no fault found", file=sys.stderr)
     return NEGATIVE if faults else OK
+
+
+def _weights(chosen: argparse.Namespace) -> int:
+    from hetmemd.ctl import weights  # noqa: PLC0415 - as in _policy()
+    from hetmemd.policy import quantity  # noqa: PLC0415
+
+    if chosen.measure and chosen.root is not None:
+        return _fail(USAGE, "only the machine at hand can be measured: --measure goes without --root")
+    try:
+        size = quantity.size(chosen.size)
+    except ValueError as error:
+        return _fail(USAGE, f"--size: {error}")
+    if size < weights.LEAST or not 0 < chosen.seconds <= 60:
+        return _fail(USAGE, f"--size is at least {weights.LEAST >> 20}MiB, and --seconds at most 60")
+    try:
+        told: dict[str, Any] = {"schema": SCHEMA, **weights.shown(_root(chosen.root))}
+        if chosen.measure:
+            told |= weights.measured(_root(None), size, chosen.seconds, lambda text: print(text, file=sys.stderr))
+    except OSError as error:
+        return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
+    _show(chosen, told, lambda paint: weights.lines(told, paint))
+    return OK
 
 
 def _settings_faults(root: Root, path: str) -> list[Fault]:

@@ -60,7 +60,7 @@ def status(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
         )
         for source in told["sources"]
     ]
-    lines += _table(rows, paint, coloured=1)
+    lines += table(rows, paint, coloured=1)
     lines.append(f"  {told['scans']} scans, the last took {told['last_scan_seconds'] * 1e3:.1f} ms")
     if told["kernel_weights"] is not None:
         lines += ["", "Kernel's weights: " + _weights(told["kernel_weights"])]
@@ -151,12 +151,12 @@ def _cgroups(cgroups: Sequence[Answer], paint: Paint) -> list[str]:
                 *(_mib(view["bytes_by_node"].get(str(node))) for node in nodes),
             )
         )
-    return _table(rows, paint, coloured=1, right=4)
+    return table(rows, paint, coloured=1, right=4)
 
 
 def _files(files: Sequence[Answer], paint: Paint) -> list[str]:
     lines = []
-    rows = _table([(file["path"], file["state"]) for file in files], paint, coloured=1)
+    rows = table([(file["path"], file["state"]) for file in files], paint, coloured=1)
     for row, file in zip(rows, files, strict=True):
         lines.append(row)
         lines += [f"      {printable(fault)}" for fault in file["faults"]]
@@ -173,7 +173,7 @@ def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:
         rows.append(("is, %", *(f"{100 * sizes.get(str(node), 0) / total:.1f}" for node in nodes), "100.0"))
     if shares:
         rows.append(("should be, %", *(f"{100 * shares.get(str(node), 0):.1f}" for node in nodes), "100.0"))
-    lines = _table(rows, right=1)
+    lines = table(rows, right=1)
     if distance is not None:
         lines.append(f"  distance {distance:.3f} (0: there, 1: all elsewhere)")
     return lines
@@ -236,7 +236,7 @@ def _tasks(tasks: Sequence[Answer], paint: Paint, now: float) -> list[str]:
                 action,
             )
         )
-    return _table(rows, paint, coloured=2)
+    return table(rows, paint, coloured=2)
 
 
 def _handling(handling: Answer) -> str:
@@ -253,7 +253,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> list[str]:
     return [f"  {name:<12}{printable(text)}" for name, text in facts]
 
 
-def _table(
+def table(
     rows: Sequence[Sequence[str]], paint: Paint | None = None, coloured: int | None = None, right: int | None = None
 ) -> list[str]:
     """Columns as wide as they need to be; `coloured` is the one with a state, those from `right` on are numbers."""

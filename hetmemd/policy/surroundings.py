@@ -42,6 +42,14 @@ def cgroups(root: Root) -> list[str] | None:
     return found
 
 
+def tree(root: Root) -> dict[str, CgroupFacts] | None:
+    """`CgroupFacts` of every cgroup of the tree at hand; None where there is no tree."""
+    point, found = mount(root), cgroups(root)
+    if point is None or found is None:
+        return None
+    return {path: _facts(root, point + path.rstrip("/")) for path in found}
+
+
 def facts(root: Root, cgroup: str) -> dict[str, CgroupFacts]:
     """`CgroupFacts` of a cgroup and of all above it; those that do not exist are resolved as if they did (M2)."""
     point = mount(root)

@@ -26,7 +26,8 @@ def complete(line: str) -> list[str]:
 
 
 def test_verbs() -> None:
-    assert complete("hetmemctl ") == sorted(["status", "explain", "check", "completion", "--help", "--version"])
+    verbs = ["status", "explain", "check", "weights", "completion"]
+    assert complete("hetmemctl ") == sorted([*verbs, "--help", "--version"])
     assert complete("hetmemctl st") == ["status"]
 
 

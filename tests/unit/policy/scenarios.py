@@ -89,11 +89,8 @@ def globs(level: str) -> st.SearchStrategy[str]:
 @st.composite
 def placements(draw: st.DrawFn) -> tuple[str, str, dict[str, object]]:
     """A mode, nodes, and the keys that go with them."""
-    mode = draw(
-        st.sampled_from(
-            ["default", "local", "preferred", *["bind", "preferred-many", "interleave", "weighted-interleave"] * 2]
-        )
-    )
+    common = ["bind", "preferred-many", "interleave", "weighted-interleave"]
+    mode = draw(st.sampled_from(["default", "local", "local", "preferred", *common, *common]))
     nodes = draw(NODES)
     more: dict[str, object] = {}
     if mode == "preferred" and nodes in ("2-3", "0-1", "1-2", "0,2"):
