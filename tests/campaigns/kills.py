@@ -1,10 +1,12 @@
 """The campaign against the crash-safe act: tracers die by SIGKILL, and no target may notice.
 
-    tests/campaigns/tracer_kills [--rounds N] [--seed S] [--log FILE]
+    tests/campaigns/tracer_kills [--rounds N] [--seed S] [--least N] [--injections N] [--state FILE]
 
-Each round starts a tracer on a target that checks itself and kills it: in turn at a certain step of the act, and after
-a random time while it goes over all threads. A batch of rounds ends with what the targets found out about themselves.
-Finished batches stand in the log, a JSON object a line: started again with the same seed, the campaign goes on there.
+Each round makes some whole acts on a program that checks itself, and then one in whose course the tracer is killed:
+exactly before or after one of its system calls, the one that was hit least so far, or after a random time. Before the
+next round on the same program every thread of it must have got on, and found nothing wrong.
+
+What was reached stands in the state file: interrupted, and started again, the campaign goes on there.
 """
 
 from __future__ import annotations
@@ -14,232 +16,255 @@ import contextlib
 import json
 import mmap
 import os
-import random
+import select
 import signal
-import struct
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from hetmemd.kernel import procfs
-from hetmemd.kernel.mempolicy import Mempolicy
-from hetmemd.remote import process, wire
-from hetmemd.remote.board import Board
-from hetmemd.remote.result import Outcome
-from tests.machine import dying_tracer
-from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, build
+from tests.campaigns.rounds import usual_steps
+from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, summary
+from tests.campaigns.victims import KINDS, Victim
+from tests.machine.remote_target import Acting, build
 
-BATCH = 250
-LONGEST_LIFE = 0.006
-"""Seconds that a tracer gets at most before it is killed at random: a few acts."""
+CHECKOUT = Path(__file__).resolve().parents[2]
 
-AT_WORK = 1000
-"""In place of a step: nobody counts."""
-
-POLICIES = (INTERLEAVE, BIND)
+_LOG_SECONDS = 10
+_BATCH_SECONDS = 20
+_BATCH = 1000
+"""Rounds with the same victims, at most."""
+_AT_RANDOM = 0.15
+"""Of all rounds."""
+ROUNDS = "import sys; sys.path.insert(0, sys.argv[1]); from tests.campaigns import rounds; rounds.main()"
 
 
-@dataclass
-class Tally:
-    kills: Counter[str] = field(default_factory=Counter)
-    """By the step at which the tracer died."""
-    injections: int = 0
-    """Acts that came to their end."""
-    harm: list[str] = field(default_factory=list)
+class Lane:
+    """A process that has batches of rounds made; the campaign's end of it."""
 
-    def add(self, other: Tally) -> None:
-        self.kills += other.kills
-        self.injections += other.injections
-        self.harm += other.harm
+    def __init__(self, folder: Path, options: argparse.Namespace, stopping: int) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid:
+            theirs.close()
+            self.file = self.connection.makefile("rw")
+            return
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.connection.close()
+            with theirs.makefile("rw") as file:
+                for line in file:
+                    json.dump(_batch(folder, options, stopping, json.loads(line)).as_json(), file)
+                    file.write("\n")
+                    file.flush()
+            status = 0
+        except BrokenPipeError:
+            pass
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
 
+    def fileno(self) -> int:
+        return self.connection.fileno()
 
-class Shared:
-    """What a tracer tells until it is killed: the step it is at, and how many acts it has finished."""
+    def ask(self, task: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(task) + "\n")
+        self.file.flush()
 
-    _LAYOUT = struct.Struct("<qq")
+    def answer(self) -> Tally:
+        line = self.file.readline()
+        if not line:
+            raise RuntimeError("a lane of the campaign failed")
+        return Tally.from_json(json.loads(line))
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        self.clear()
-
-    def clear(self) -> None:
-        self.step, self.finished = -1, 0
-        self.tell()
-
-    def tell(self) -> None:
-        self._LAYOUT.pack_into(self._memory, 0, self.step, self.finished)
-
-    def read(self) -> tuple[int, int]:
-        step, finished = self._LAYOUT.unpack_from(self._memory, 0)
-        return step, finished
-
-
-def run_tracer(target: Target, tids: Sequence[int], first: int, die_at: int | None, shared: Shared) -> NoReturn:
-    """In a process of its own: act on the threads, once where `die_at` is a step, else until killed."""
-    try:
-
-        def reached(step: int) -> None:
-            if step == die_at:
-                shared.step = step
-                shared.tell()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        if die_at is not None:
-            # Else the steps follow on each other as they always do, with nothing to count them.
-            dying_tracer.install(reached)
-        tracer = process.Tracer(ROOT, os.getppid())
-        board = Board(Board.create())
-        turn = first
-        shared.step = AT_WORK
-        shared.tell()
-        while True:
-            policy: Mempolicy = POLICIES[turn % len(POLICIES)]
-            call, data = wire.set_mempolicy(policy)
-            request = wire.Request(target.identity, tuple(tids), (call,), data, policy, sweep=True)
-            board.clear()
-            tracer.serve(request, board)
-            done = board.read()[0]
-            shared.finished += sum(1 for result in done if result.outcome is Outcome.APPLIED and result.pause_ns)
-            shared.tell()
-            if die_at is not None:
-                os._exit(0)
-            turn += 1
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+    def close(self) -> None:
+        self.file.close()
+        self.connection.close()
 
 
-def one_round(rng: random.Random, number: int, target: Target, shared: Shared, tally: Tally) -> None:
-    tids = procfs.tids(ROOT, target.pid)
-    at_step = number % 2 == 0
-    die_at = number // 2 % dying_tracer.STEPS if at_step else None
-    life = rng.random() * LONGEST_LIFE
-    first = rng.randrange(2)
-    chosen = [rng.choice(tids)] if at_step else rng.sample(tids, len(tids))
-    shared.clear()
-    child = os.fork()
-    if not child:
-        run_tracer(target, chosen, first, die_at, shared)
-    if not at_step:
-        # From when it is at work: a fork takes long in comparison.
-        end = time.monotonic() + 10
-        while shared.read()[0] != AT_WORK and time.monotonic() < end:
-            time.sleep(0.0002)
-        time.sleep(life)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    step, finished = shared.read()
-    tally.injections += finished
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        tally.kills["anywhere" if step == AT_WORK else str(step)] += 1
-    elif os.waitstatus_to_exitcode(status) != 0:
-        tally.harm.append(f"round {number}: the tracer failed by itself")
-
-
-def batch(folder: Path, seed: int, number: int) -> Tally:
-    """One batch: fresh targets, `BATCH` rounds, and what the targets say."""
-    rng = random.Random(f"{seed}/{number}")
-    tally = Tally()
-    shared = Shared()
-    thirtytwo = ("-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-stack-protector")
-    commands: dict[str, list[str | Path]] = {
-        "spin": [build(folder, "exact"), "spin"],
-        "syscall": [build(folder, "exact"), "syscall"],
-        "rseq": ["env", "GLIBC_TUNABLES=glibc.pthread.rseq=0", build(folder, "rseq")],
-        "steady": [build(folder, "steady")],
-        "thirtytwo": [build(folder, "thirtytwo", *thirtytwo)],
-        "reading": [build(folder, "family"), "read"],
-        # A filter that kills is another matter: a tracer that dies while it is suspended leaves the call to it.
-        "confined": [build(folder, "filters"), "errno"],
-    }
-    names = list(commands)
-    # Where the targets are all alive at once, two of them spin on one CPU: a few at a time is enough of that.
-    rounds = [name for name in names for _ in range(BATCH // len(names) + 1)][:BATCH]
+def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mapping[str, Any]) -> Tally:
+    """Fresh victims, rounds on them by a process of its own, and what the victims say at their end."""
     with contextlib.ExitStack() as stack:
-        current, target = "", None
-        for turn, name in enumerate(rounds):
-            if name != current:
-                if target:
-                    judge(current, target, tally)
-                current, target = name, stack.enter_context(Target(commands[name]))
-                target.expect("ready")
-            assert target
-            if target.process.poll() is not None:
-                tally.harm.append(f"{name}: ended with status {target.process.returncode} in round {turn}")
-                current = ""
-                target = None
-                continue
-            one_round(rng, number * BATCH + turn, target, shared, tally)
-        if target:
-            judge(current, target, tally)
-    return tally
+        victims = {name: stack.enter_context(Victim(folder, name)) for name in options.targets}
+        seed = f"{options.seed}/{task['batch']}"
+        order = {
+            **task,
+            "seed": seed,
+            "victims": [
+                (name, victim.target.identity, victim.descriptor, victim.kind.is_dear)
+                for name, victim in victims.items()
+            ],
+            "stopping": stopping,
+            "library": str(folder / "doom.so"),
+            "whole": options.whole,
+            "steps": options.steps,
+            "at_random": 0.0 if options.steps else _AT_RANDOM,
+            "seconds": _BATCH_SECONDS,
+        }
+        made = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", ROUNDS, CHECKOUT],
+            input=json.dumps(order),
+            stdout=subprocess.PIPE,
+            pass_fds=[stopping, *(victim.descriptor for victim in victims.values())],
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            return Tally(harm=[f"the rounds failed by themselves; batch {seed}"])
+        tally = Tally.from_json(json.loads(made.stdout))
+        harmed = {harm.partition(":")[0] for harm in tally.harm}
+        with Acting() as acting:
+            for name in victims.keys() - harmed:
+                if harm := victims[name].judge(acting):
+                    tally.harm.append(f"{name}: {harm}; batch {seed}")
+        return tally
 
 
-def judge(name: str, target: Target, tally: Tally) -> None:
-    """What the target found out about itself, after one more act by a tracer that lives."""
-    try:
-        if target.process.poll() is None:
-            with Acting() as acting:
-                for result in acting.apply(target, INTERLEAVE):
-                    # A storm of signals may keep a thread from being called, but nothing that the dead left may.
-                    if result.outcome is not Outcome.APPLIED and result.reason != "signals":
-                        tally.harm.append(f"{name}: at the end {result}")
-        if name in ("spin", "syscall"):
-            os.kill(target.pid, signal.SIGTERM)
-        told = target.finish().strip()
-    except (AssertionError, OSError) as error:
-        tally.harm.append(f"{name}: {error!r}")
-        return
-    words = told.split()
-    found = dict(zip(words[::2], words[1::2], strict=False))
-    for key in ("bad", "short", "lost", "mismatched", "broken", "misordered"):
-        if found.get(key, "0") != "0":
-            tally.harm.append(f"{name}: {told}")
-    if len(words) == 1 and words != ["alive"]:
-        tally.harm.append(f"{name}: {told}")
+class Campaign:
+    def __init__(self, options: argparse.Namespace, state: State, folder: Path) -> None:
+        self._options = options
+        self._state = state
+        self._seen: dict[str, dict[str, int]] = {}
+        stopping = os.memfd_create("hetmemd-campaign")
+        os.truncate(stopping, mmap.PAGESIZE)
+        self._stopping = mmap.mmap(stopping, mmap.PAGESIZE)
+        self._lanes = [Lane(folder, options, stopping) for _ in range(options.lanes)]
+        self._before = state.seconds
+        self._began = time.monotonic()
+        self._done = Tally()
+        """Since this start."""
+
+    def run(self) -> bool:
+        """Until all that was asked for is reached, or SIGINT; whether it is."""
+        busy: set[Lane] = set()
+        interrupted = False
+        try:
+            # Alone, for what it learns of the steps is for all.
+            self._give(self._lanes[0], 0)
+            busy = {self._lanes[0]}
+            logged = time.monotonic()
+            while busy:
+                try:
+                    ready, _, _ = select.select(list(busy), [], [], _LOG_SECONDS / 4)
+                except KeyboardInterrupt:
+                    interrupted = True
+                    self._stopping[0] = 1
+                    print("stopping", flush=True)
+                    continue
+                for lane in ready:
+                    self._take(lane.answer())
+                    busy.discard(lane)
+                for lane in self._lanes:
+                    rounds = self._rounds_wanted()
+                    if not interrupted and rounds and self._seen and lane not in busy:
+                        self._give(lane, rounds)
+                        busy.add(lane)
+                if time.monotonic() - logged >= _LOG_SECONDS:
+                    logged = time.monotonic()
+                    self._log()
+        finally:
+            for lane in self._lanes:
+                lane.close()
+            # Afterwards: a later lane holds the earlier ones' connections too.
+            for lane in self._lanes:
+                os.waitpid(lane.pid, 0)
+        return not interrupted
+
+    def _give(self, lane: Lane, rounds: int) -> None:
+        lane.ask(
+            {
+                "batch": self._state.batches,
+                "rounds": rounds,
+                "kills": self._state.tally.kills,
+                "seen": self._seen,
+            }
+        )
+        self._state.batches += 1
+
+    def _take(self, tally: Tally) -> None:
+        for harm in tally.harm:
+            print(f"HARM {harm}", file=sys.stderr, flush=True)
+        self._state.tally.add(tally)
+        self._done.add(tally)
+        self._state.seconds = self._before + time.monotonic() - self._began
+        if tally.seen:
+            self._seen = tally.seen
+        self._state.save(self._options.state)
+
+    def _lacking(self) -> tuple[int, int, int]:
+        """Kills and injections that are still wanted, and the sum of what single steps lack."""
+        tally = self._state.tally
+        steps = usual_steps(self._seen, self._options.steps)
+        return (
+            max(0, self._options.rounds - tally.kills.total()),
+            max(0, self._options.injections - tally.injections),
+            sum(max(0, self._options.least - count) for count in self._by_call(steps)),
+        )
+
+    def _by_call(self, steps: Iterable[str]) -> list[int]:
+        """Kills at each of the calls that these steps come before or after."""
+        total = by_call(self._state.tally.kills)
+        return [total[call] for call in {call_of(step) for step in steps}]
+
+    def _rounds_wanted(self) -> int:
+        """Of the next batch."""
+        kills, injections, least = self._lacking()
+        if len(self._state.tally.harm) >= self._options.harm:
+            return 0
+        share = max(kills, least, injections // max(1, self._options.whole))
+        return min(_BATCH, -(-share // len(self._lanes))) if share else 0
+
+    def _log(self) -> None:
+        tally = self._state.tally
+        seconds = max(1e-9, self._state.seconds - self._before)
+        kills, injections, least = self._lacking()
+        calls = self._by_call(usual_steps(self._seen, self._options.steps))
+        rates = [self._done.kills.total() / seconds, self._done.injections / seconds]
+        ahead = max(max(kills, least * 1.2) / rates[0] if rates[0] else 0, injections / rates[1] if rates[1] else 0)
+        print(
+            f"{time.strftime('%H:%M:%S')} {tally.kills.total()} kills, "
+            f"at least {min(calls, default=0)} at each of {len(calls)} steps, "
+            f"{tally.injections} injections, harm {len(tally.harm)}; "
+            f"{rates[0]:.0f} kills/s, {rates[1]:.0f} injections/s, about {ahead / 60:.0f} min left",
+            flush=True,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1000, help="tracers to kill (1000)")
+    parser.add_argument("--least", type=int, default=0, help="of them at each step, at least (0)")
+    parser.add_argument("--injections", type=int, default=0, help="acts that come to their end, at least (0)")
+    parser.add_argument("--whole", type=int, default=4, help="whole acts per kill (4)")
+    parser.add_argument("--harm", type=int, default=20, help="after so much there is no going on (20)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--log", type=Path, help="finished batches (/var/tmp/hetmemd-tracer-kills-SEED.jsonl)")
+    parser.add_argument("--state", type=Path, help="(/var/tmp/hetmemd-tracer-kills-SEED.json)")
+    parser.add_argument("--lanes", type=int, default=os.cpu_count(), help="processes at work (one per processor)")
+    parser.add_argument("--targets", nargs="+", choices=list(KINDS), default=list(KINDS), help="only on these")
+    parser.add_argument("--steps", nargs="+", default=[], metavar="STEP", help='only there: "set 1", "after set 1"')
     options = parser.parse_args(arguments)
-    log: Path = options.log or Path(f"/var/tmp/hetmemd-tracer-kills-{options.seed}.jsonl")
-    tally, number = Tally(), 0
-    if log.exists():
-        for line in log.read_text().splitlines():
-            entry = json.loads(line)
-            tally.add(Tally(Counter(entry["kills"]), entry["injections"], entry["harm"]))
-            number = entry["batch"] + 1
-        print(f"going on after batch {number - 1}", flush=True)
+    options.state = options.state or Path(f"/var/tmp/hetmemd-tracer-kills-{options.seed}.json")
+    try:
+        state = State.load(options.state, options.seed, digest(CHECKOUT / "hetmemd"))
+    except AnotherCampaign as error:
+        print(error, file=sys.stderr)
+        return 2
+    if state.batches:
+        print(f"going on after batch {state.batches - 1}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        while tally.kills.total() < options.rounds:
-            begin = time.monotonic()
-            latest = batch(Path(folder), options.seed, number)
-            tally.add(latest)
-            entry = {
-                "batch": number,
-                "kills": dict(latest.kills),
-                "injections": latest.injections,
-                "harm": latest.harm,
-                "seconds": round(time.monotonic() - begin, 1),
-            }
-            with log.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            number += 1
-            print(f"{tally.kills.total()} kills, {tally.injections} injections, harm {len(tally.harm)}", flush=True)
-    by_step = sorted(
-        tally.kills.items(), key=lambda item: (not item[0].isdigit(), int(item[0]) if item[0].isdigit() else 0)
-    )
-    print("kills by step: " + ", ".join(f"{step}: {count}" for step, count in by_step))
-    print(f"{tally.kills.total()} kills, {tally.injections} whole injections, harm: {len(tally.harm)}")
-    for harm in tally.harm:
+        for kind in KINDS.values():
+            build(Path(folder), kind.program, *kind.options)
+        library: list[str | Path] = [CHECKOUT / "tests/campaigns/doom.c", "-o", Path(folder) / "doom.so"]
+        subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", *library], check=True)
+        whole = Campaign(options, state, Path(folder)).run()
+    for line in summary(state.tally):
+        print(line)
+    for harm in state.tally.harm:
         print(f"  {harm}", file=sys.stderr)
-    return 1 if tally.harm else 0
+    print(f"{state.seconds:.0f} s; seed {state.seed}, code {state.code}" + ("" if whole else "; interrupted"))
+    return 1 if state.tally.harm else 0 if whole else 130

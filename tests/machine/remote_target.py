@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -48,13 +48,21 @@ def build(folder: Path, name: str, *options: str) -> Path:
 class Target:
     """A running program, with everything it starts in a session of its own, killed at the end of the `with`."""
 
-    def __init__(self, command: Sequence[str | Path]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """`environment` is added to ours; `descriptors` are kept open in the program."""
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env={**os.environ, **environment} if environment else None,
+            pass_fds=tuple(descriptors),
         )
         self.pid = self.process.pid
 

@@ -18,9 +18,40 @@ static volatile long counter;
 static volatile int finished;
 static __thread struct rseq area __attribute__((aligned(32)));
 
-struct tally {
-    long committed, aborted;
-};
+static struct tally {
+    volatile long committed, aborted;
+} tallies[2];
+
+/* Whether the second thread keeps away from the counter. */
+static volatile int away;
+
+/* The first thread waits for the other to keep away, and counts; that one keeps away for as long as it is asked to. */
+static volatile int counting;
+
+static void compare(long self, struct fare *fare)
+{
+    if (self == 0) {
+        counting = 1;
+        __sync_synchronize();
+        while (!away && !finished)
+            sched_yield();
+        if (!finished)
+            found(fare, tallies[0].committed + tallies[1].committed != counter);
+        rest();
+        counting = 0;
+        return;
+    }
+    do {
+        away = 1;
+        while (counting && !finished) {
+            sched_yield();
+            rest();
+        }
+        away = 0;
+        __sync_synchronize();
+    } while (counting && !finished);
+    found(fare, 0);
+}
 
 /* 1 where the increment was committed, 0 where it has to be begun again. */
 static inline int increment(void)
@@ -56,17 +87,20 @@ abort:
 static void *work(void *argument)
 {
     struct tally *tally = argument;
+    struct fare *fare = new_fare();
     cpu_set_t first;
     CPU_ZERO(&first);
     CPU_SET(0, &first);
     NEED(sched_setaffinity(0, sizeof first, &first));
     NEED(syscall(SYS_rseq, &area, sizeof area, 0, SIGNATURE));
-    while (!finished) {
+    for (long turn = 0; !finished; turn++) {
         if (increment())
             tally->committed++;
         else
             tally->aborted++;
         *(volatile uint64_t *)&area.rseq_cs = 0;
+        if (turn % 1000 == 0)
+            compare(tally - tallies, fare);
     }
     NEED(syscall(SYS_rseq, &area, sizeof area, RSEQ_FLAG_UNREGISTER, SIGNATURE));
     return NULL;
@@ -75,8 +109,8 @@ static void *work(void *argument)
 int main(void)
 {
     pthread_t threads[2];
-    struct tally tallies[2] = {{0, 0}, {0, 0}};
     char byte;
+    open_report();
     for (int i = 0; i < 2; i++)
         pthread_create(&threads[i], NULL, work, &tallies[i]);
     say("ready");

@@ -20,6 +20,7 @@ static volatile int finished;
 static volatile long blocks, mismatched, waits, broken, received, misordered;
 static int pipe_ends[2];
 static pthread_t receiver_thread;
+static struct fare *signals_fare;
 
 static uint64_t scrambled(uint64_t value)
 {
@@ -31,11 +32,14 @@ static uint64_t scrambled(uint64_t value)
 static void *writer(void *unused)
 {
     uint64_t block[BLOCK], value = 88172645463325252u;
+    struct fare *fare = new_fare();
     while (!finished) {
+        rest();
         for (int i = 0; i < BLOCK; i++)
             block[i] = value = scrambled(value);
-        if (write(pipe_ends[1], block, sizeof block) != sizeof block)
-            mismatched++;
+        int is_short = write(pipe_ends[1], block, sizeof block) != sizeof block;
+        mismatched += is_short;
+        found(fare, is_short);
     }
     close(pipe_ends[1]);
     return unused;
@@ -44,17 +48,21 @@ static void *writer(void *unused)
 static void *reader(void *unused)
 {
     uint64_t block[BLOCK], value = 88172645463325252u;
+    struct fare *fare = new_fare();
     ssize_t got;
     while ((got = read(pipe_ends[0], block, sizeof block)) != 0) {
         if (got != sizeof block) {
             mismatched++;
+            found(fare, 1000);
             break;
         }
+        uint64_t wrong = 0;
         for (int i = 0; i < BLOCK; i++)
-            if (block[i] != (value = scrambled(value)))
-                mismatched++;
+            wrong += block[i] != (value = scrambled(value));
+        mismatched += wrong;
+        found(fare, wrong);
         if (++blocks % 16 == 0)
-            usleep(200); /* so that the writer has to wait, and leaves the processor to others */
+            usleep(1000); /* so that the writer has to wait, and leaves the processor to others */
     }
     return unused;
 }
@@ -62,12 +70,14 @@ static void *reader(void *unused)
 static void *waiter(void *unused)
 {
     static const double length = 0.003;
+    struct fare *fare = new_fare();
     uint32_t word = 0;
     for (int kind = 0; !finished; kind = (kind + 1) % 5) {
         struct timespec t = seconds(length);
         struct timeval v = {0, (long)(length * 1e6)};
-        double begin = now();
         int good;
+        rest();
+        double begin = now();
         switch (kind) {
         case 0:
             good = nanosleep(&t, NULL) == 0;
@@ -84,9 +94,10 @@ static void *waiter(void *unused)
         default:
             good = syscall(SYS_futex, &word, FUTEX_WAIT, 0, &t, NULL, 0) == -1 && errno == ETIMEDOUT;
         }
-        if (!good || now() - begin < length - 0.0001)
-            broken++;
+        good = good && now() - begin >= length - 0.0001;
+        broken += !good;
         waits++;
+        found(fare, good ? 0 : 1 + kind);
     }
     return unused;
 }
@@ -95,8 +106,9 @@ static void handle(int number, siginfo_t *info, void *context)
 {
     (void)number;
     (void)context;
-    if (info->si_value.sival_int != received)
-        misordered++;
+    int is_next = info->si_value.sival_int == received;
+    misordered += !is_next;
+    found(signals_fare, !is_next);
     received = info->si_value.sival_int + 1;
 }
 
@@ -106,14 +118,17 @@ static void *receiver(void *unused)
     sigemptyset(&set);
     sigaddset(&set, SIGRTMIN);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    while (!finished)
+    while (!finished) {
+        rest();
         usleep(500);
+    }
     return unused;
 }
 
 static void *sender(void *unused)
 {
     for (int number = 0; !finished; number++) {
+        rest();
         union sigval value = {.sival_int = number};
         while (pthread_sigqueue(receiver_thread, SIGRTMIN, value))
             usleep(100); /* as many are waiting as may */
@@ -130,6 +145,8 @@ int main(void)
     sigset_t set;
     char byte;
 
+    open_report();
+    signals_fare = new_fare();
     sigaction(SIGRTMIN, &action, NULL);
     sigemptyset(&set);
     sigaddset(&set, SIGRTMIN);
