@@ -25,7 +25,7 @@ from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Request
 
 _PRCTL, _PTRACE, _PREAD64, _PWRITE64, _WAITID = 157, 101, 17, 18, 247  # arch/x86/entry/syscalls/syscall_64.tbl
-_FORK, _FACCESSAT = 57, 269
+_FORK, _FACCESSAT2 = 57, 439
 _PR_SET_PDEATHSIG = 1
 
 _REQUESTS = {
@@ -42,7 +42,7 @@ _REQUESTS = {
     "resume": 24,
     "detach": 17,
 }
-_NUMBERS = {"read": _PREAD64, "write": _PWRITE64, "wait": _WAITID, "look": _FACCESSAT}
+_NUMBERS = {"read": _PREAD64, "write": _PWRITE64, "wait": _WAITID, "look": _FACCESSAT2}
 _NAMES = {(_PTRACE, request): name for name, request in _REQUESTS.items()} | {
     (number, 0): name for name, number in _NUMBERS.items()
 }

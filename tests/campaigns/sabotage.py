@@ -187,7 +187,10 @@ def do(harm: Harm, victim: Watched, seed: int, seconds: float) -> bool:
     while time.monotonic() < end:
         time.sleep(0.0003)
         tid = rng.choice(procfs.tids(ROOT, victim.identity.pid))
-        held = Held(tid)
+        try:
+            held = Held(tid)
+        except ProcessLookupError:
+            return True  # by what was done before
         done = harm.do(held)
         try:
             held.let_go()
