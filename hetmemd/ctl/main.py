@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "what", metavar="CGROUP|PID", help="a path below the cgroup2 root, such as /system.slice, or a pid"
     )
+    explain.add_argument(
+        "--regions",
+        action="store_true",
+        help="of a process: each region's kind, policy, pages by node, and why; for its own user and root",
+    )
     explain.add_argument("--root", metavar="DIR", help="without the service: for the machine whose files are below DIR")
     _common(explain)
 
@@ -86,9 +91,42 @@ def parser() -> argparse.ArgumentParser:
     weights.add_argument("--seconds", type=float, default=0.5, help="for each of reading, writing and copying")
     _common(weights)
 
+    bind = verbs.add_parser(
+        "bind",
+        help="give regions of a running process a policy, without a file",
+        description="Has the process itself call mbind(2) for its regions: those of classes (heap,anon unless told "
+        "otherwise) or of a range of addresses. Works without the service. Pages stay where they are: see move.",
+    )
+    _by_hand(bind)
+    bind.add_argument("--mode", metavar="MODE", required=True, help="as in a policy file; default takes a policy away")
+    bind.add_argument("--home-node", metavar="NODE", type=int, help="with bind and preferred-many")
+    bind.add_argument("--override", action="store_true", help="also regions that have a policy of their own")
+
+    move = verbs.add_parser(
+        "move",
+        help="move pages of a running process, without a file",
+        description="Moves pages to these nodes or, with --weights, to that ratio, with the fewest moves. What is "
+        "chosen is as with bind, also of classes that cannot be bound (exec, file).",
+    )
+    _by_hand(move)
+    move.add_argument(
+        "--weights", metavar="WEIGHTS", help='such as "0=3,1=1" or "dram=3,cpuless=1"; bandwidth, capacity or kernel'
+    )
+    move.add_argument("--rate", metavar="RATE", default="256MiB/s", help="at most, 256MiB/s unless told otherwise")
+
     complete = verbs.add_parser("completion", help="the completion script of a shell")
     complete.add_argument("shell", choices=("bash", "zsh"))
     return top
+
+
+def _by_hand(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("pid", metavar="PID", type=int)
+    verb.add_argument(
+        "what", metavar="RANGE|CLASS", nargs="?", help="START-END in hexadecimal as in /proc/PID/maps, or heap,anon,..."
+    )
+    verb.add_argument("--nodes", metavar="NODES", help="as in a policy file: 0-1, dram+cpuless, all")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    _common(verb)
 
 
 def _common(verb: argparse.ArgumentParser) -> None:
@@ -117,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _check(chosen)
             case "weights":
                 return _weights(chosen)
+            case "bind" | "move":
+                return _act(chosen)
             case _:
                 sys.stdout.write(completion.script(top, chosen.shell))
                 return OK
@@ -139,6 +179,8 @@ def _status(chosen: argparse.Namespace) -> int:
 def _explain(chosen: argparse.Namespace) -> int:
     what: str = chosen.what
     if what.isascii() and what.isdigit():
+        if chosen.regions:
+            return _regions(chosen, int(what))
         if chosen.root is not None:
             return _fail(USAGE, "a process is known to its own machine only: with --root, name a cgroup")
         told = client.explain_process(int(what), chosen.socket)
@@ -174,6 +216,23 @@ def _explain_offline(root: Root, cgroup: str) -> dict[str, Any]:
     told: dict[str, Any] = {"schema": SCHEMA, **_policy("explain").offline(root, cgroup, defaults)}
     told["notes"] += notes
     return told
+
+
+def _regions(chosen: argparse.Namespace, pid: int) -> int:
+    """Read here, so that the kernel itself decides who may see them; why they are so, the service says."""
+    try:
+        return int(importlib.import_module("hetmemd.ctl.regions").explain(chosen, pid, _show))
+    except OSError as error:
+        return _fail(NEGATIVE, importlib.import_module("hetmemd.ctl.regions").refusal(error, pid))
+
+
+def _act(chosen: argparse.Namespace) -> int:
+    try:
+        return int(importlib.import_module("hetmemd.ctl.by_hand").run(chosen, _show))
+    except ValueError as error:
+        return _fail(USAGE, ": ".join(str(part) for part in error.args if part))
+    except (OSError, RuntimeError) as error:
+        return _fail(NEGATIVE, importlib.import_module("hetmemd.ctl.regions").refusal(error, chosen.pid))
 
 
 def _policy(name: str) -> ModuleType:

@@ -153,7 +153,7 @@ def decide_regions(
         verdicts.append(verdict)
         if change := _change(verdict, mark, asked, home):
             changes.append(change)
-    return Regionwise(tuple(verdicts), tuple(_joined(changes)))
+    return Regionwise(tuple(verdicts), tuple(joined(changes)))
 
 
 def _change(verdict: Verdict, mark: RegionMark | None, asked: Asked, home: int | None) -> Change | None:
@@ -261,7 +261,7 @@ def _runs(found: Sequence[Region]) -> list[int]:
     return sizes
 
 
-def _joined(ranges: Sequence[Range]) -> list[Range]:
+def joined(ranges: Sequence[Range]) -> list[Range]:
     """Neighbours that differ in nothing but their place made one."""
     joined: list[Range] = []
     for each in ranges:
@@ -324,4 +324,4 @@ def settled(
         if place >= 0 and region.start < homes[place][1]:
             home = homes[place][2]
         found.append(RegionMark(region.start, region.end, ours, old.replaced if old else DEFAULT, None, home))
-    return tuple(_joined(found))
+    return tuple(joined(found))

@@ -71,9 +71,11 @@ class ProcessPass:
         headroom: Headroom | None = None,
         pace: Pace | None = None,
         sharers: Sharers | None = None,
+        within: tuple[int, int] | None = None,
     ) -> None:
         """Reads nothing yet. The targets' nodes are those that the process may use, cut by the caller (I6).
 
+        `within`: the addresses that it is about, all where None.
         `sharers`: who else may map what is moved; without, pages that others map too stay.
         """
         if not root.is_live:
@@ -81,6 +83,7 @@ class ProcessPass:
         self._root = root
         self.process = process
         self._share = share
+        self._within = within
         self._mover = Mover(headroom or Headroom(root), pace or Pace(), sharers)
         self._tid = process.pid
         self._spans: deque[Span] | None = None
@@ -164,7 +167,8 @@ class ProcessPass:
     def _look_at_next(self) -> bool:
         """Take the next chunk: its folios, their nodes, the plan. False where there is none left."""
         if self._spans is None:
-            self._spans = deque(targets.spans(regions.read(self._root, self.process.pid, self._tid), self._share))
+            found = regions.read(self._root, self.process.pid, self._tid)
+            self._spans = deque(targets.cut(targets.spans(found, self._share), self._within))
         while self._spans and self._takes_nothing(self._spans[0].target):
             self._spans.popleft()
         if not self._spans:

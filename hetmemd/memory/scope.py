@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from hetmemd.memory.plan import Target
 from hetmemd.memory.regions import Region
-from hetmemd.memory.targets import Share
+
+if TYPE_CHECKING:  # importing these takes numpy
+    from hetmemd.memory.plan import Target
+    from hetmemd.memory.targets import Share
 
 CLASSES = frozenset({"heap", "anon", "stack", "exec", "file", "shm", "hugetlb"})
 

@@ -46,3 +46,15 @@ def spans(found: Iterable[Region], share: Share) -> list[Span]:
         else:
             spans.append(Span(region.start, region.end, target))
     return spans
+
+
+def cut(spans: Iterable[Span], within: tuple[int, int] | None) -> list[Span]:
+    """What of the spans lies within these addresses; all of it for None."""
+    if within is None:
+        return list(spans)
+    low, high = within
+    return [
+        span._replace(start=max(span.start, low), end=min(span.end, high))
+        for span in spans
+        if span.start < high and low < span.end
+    ]

@@ -3,6 +3,8 @@
 Each line of its input is a command and is answered by a line of JSON, name to [address, length]:
 `start`, `grow` (the heap, an allocation of malloc's and a mapping of its own), `code` (what was data becomes code),
 `exec` (the same program anew).
+
+usage: regions_target.py SCALE, by which regions are larger than they need be.
 """
 
 import ctypes
@@ -20,6 +22,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.sbrk.restype = ctypes.c_void_p
 libc.pthread_self.restype = ctypes.c_ulong
 kept: list[object] = []
+SCALE = int(sys.argv[1])
+PR_SET_THP_DISABLE = 41
 found: dict[str, tuple[int, int]] = {}
 
 
@@ -64,9 +68,9 @@ def stack(name: str, spins: bool) -> None:
 
 
 def start() -> None:
-    found["heap"] = grow_heap(16)
-    add("anon", 16)
-    add("own", 16)
+    found["heap"] = grow_heap(16 * SCALE)
+    add("anon", 16 * SCALE)
+    add("own", 16 * SCALE)
     bind("own")
     add("code", 4, protection=WRITABLE | mmap.PROT_EXEC)
     add("shared", 4, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
@@ -80,13 +84,14 @@ def start() -> None:
 
 
 def main() -> None:
+    assert not libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # pages of 4 KiB, so that a ratio is exact
     for line in sys.stdin:
         match line.strip():
             case "start":
                 start()
             case "grow":
-                found["later-heap"] = grow_heap(64)
-                add("later-anon", 32)
+                found["later-heap"] = grow_heap(64 * SCALE)
+                add("later-anon", 32 * SCALE)
             case "code":
                 begin, length = found["anon"]
                 assert not libc.mprotect(

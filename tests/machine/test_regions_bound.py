@@ -5,7 +5,6 @@ One memory node is enough: a region's own policy is seen in numa_maps.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Generator
@@ -16,52 +15,12 @@ import pytest
 from hetmemd.kernel import numa_maps, procfs
 from hetmemd.kernel.root import Root
 from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, fresh_path, policy, shown
+from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.root
 ROOT = Root()
-TARGET = Path(__file__).with_name("regions_target.py")
 INCLUSIVE = 'memory = ["heap", "anon"]\n'
 EXCLUSIVE = 'memory = ["all", "!stack", "!exec"]\n'
-
-
-class Program:
-    """The target, and what numa_maps shows of it."""
-
-    def __init__(self) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, str(TARGET)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.spans = self.tell("start")
-
-    def say(self, command: str) -> None:
-        assert self.popen.stdin
-        self.popen.stdin.write(command + "\n")
-        self.popen.stdin.flush()
-
-    def tell(self, command: str) -> dict[str, tuple[int, int]]:
-        assert self.popen.stdout
-        self.say(command)
-        self.spans = {name: (span[0], span[1]) for name, span in json.loads(self.popen.stdout.readline()).items()}
-        return self.spans
-
-    def policies(self, name: str) -> set[str]:
-        """Of all that a region comes to by now."""
-        start, length = self.spans[name]
-        lines = [(line.start, str(line.policy)) for line in numa_maps.read(ROOT, self.popen.pid)]
-        first = max(at for at, _ in lines if at <= start)
-        return {shown for at, shown in lines if first <= at < start + length}
-
-    def all(self, *names: str) -> set[str]:
-        return set().union(*(self.policies(name) for name in names))
-
-    def by_name(self, name: str) -> str:
-        """The policy of a mapping that the kernel names."""
-        text = ROOT.read_text(f"/proc/{self.popen.pid}/numa_maps")
-        return next(str(numa_maps.parse_line(line).policy) for line in text.split("\n") if name in line)
-
-    def end(self) -> None:
-        self.popen.kill()
-        self.popen.communicate()
 
 
 @pytest.fixture

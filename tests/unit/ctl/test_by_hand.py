@@ -1,0 +1,116 @@
+"""What a person may ask of `bind` and `move`, and what they are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from hetmemd.ctl import by_hand as commands
+from hetmemd.ctl import regions as shown
+from hetmemd.engine import by_hand
+from hetmemd.engine.by_hand import Choice, Found
+from hetmemd.engine.regionwise import Change
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.memory import plan
+from hetmemd.memory.regions import Region
+from hetmemd.policy.effective import Placement
+from tests.unit.policy.given import DRAM_CXL
+
+PAGE = 4096
+BIND = Mempolicy(Mode.BIND, frozenset({1}), Flag.STATIC_NODES)
+ALLOWED = frozenset({0, 1})
+
+
+def region(start: int, end: int, kind: str = "anon", policy: Mempolicy = DEFAULT) -> Region:
+    return Region(start * PAGE, end * PAGE, kind, "", policy, policy != DEFAULT, {0: end - start}, PAGE, False, 1)
+
+
+def found(*regions: Region) -> Found:
+    return Found(ProcessId(1, 1), 1, list(regions), ALLOWED, frozenset({0}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, Choice(by_hand.PRIVATE)),
+        ("stack", Choice(frozenset({"stack"}))),
+        ("heap,anon", Choice(frozenset({"heap", "anon"}))),
+        ("7f0000000000-7f0000002000", Choice(span=(0x7F0000000000, 0x7F0000002000))),
+        ("0x1000-0x3000", Choice(span=(0x1000, 0x3000))),
+    ],
+)
+def test_what_is_chosen(text: str | None, expected: Choice) -> None:
+    assert commands.choice_of(text, by_hand.PRIVATE) == expected
+
+
+@pytest.mark.parametrize("text", ["3000-1000", "1001-2000", "heap,stak", "0-0", ""])
+def test_what_cannot_be_meant(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        commands.choice_of(text, by_hand.PRIVATE)
+
+
+def test_requests() -> None:
+    assert commands.bind_request("bind", "1", 0).home_node == 0
+    assert commands.move_request("1", None).mode is Mode.BIND
+    weighted = commands.move_request(None, "0=3,1=1")
+    assert weighted.mode is Mode.WEIGHTED_INTERLEAVE
+    assert isinstance(weighted.weights, tuple)
+    assert [weight for _, weight in weighted.weights] == [3, 1]
+    assert commands.move_request(None, "bandwidth").weights == "bandwidth"
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "home"),
+    [("bnid", "1", None), ("bind", None, None), ("local", "1", None), ("interleave", "0-1", 0), ("bind", "x", None)],
+)
+def test_binds_that_cannot_be(mode: str, nodes: str | None, home: int | None) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        commands.bind_request(mode, nodes, home)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"), [(None, None), (None, "0=3,1"), (None, "0=0"), ("x", None), (None, "0=256")]
+)
+def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        commands.move_request(nodes, weights)
+
+
+def test_regions_are_cut_to_a_range_and_joined() -> None:
+    process = found(region(0, 10), region(10, 20, "heap"), region(20, 30, "exec"), region(40, 50, policy=BIND))
+    chosen = Choice(span=(5 * PAGE, 25 * PAGE)).cut(process.regions)
+    made = by_hand.changes(chosen, Placement(BIND), process, DRAM_CXL, False)
+    assert made.made == (Change(5 * PAGE, 20 * PAGE, BIND, DEFAULT),)
+    assert made.left == {"exec: cannot be bound": 1}
+
+
+def test_what_the_application_bound_is_left_unless_told_otherwise() -> None:
+    own = Mempolicy(Mode.INTERLEAVE, frozenset({0, 1}))
+    process = found(region(0, 10, policy=own), region(20, 30, policy=BIND), region(30, 40))
+    left = by_hand.changes(process.regions, Placement(BIND), process, DRAM_CXL, False)
+    assert [(change.start, change.end) for change in left.made] == [(30 * PAGE, 40 * PAGE)]
+    assert sum(left.left.values()) == 2
+    every = by_hand.changes(process.regions, Placement(BIND), process, DRAM_CXL, True)
+    assert [(change.start, change.end) for change in every.made] == [(0, 10 * PAGE), (30 * PAGE, 40 * PAGE)]
+    # Taking away is no contest with anybody who has nothing.
+    gone = by_hand.changes(process.regions, Placement(DEFAULT), process, DRAM_CXL, True)
+    assert [(change.start, change.end) for change in gone.made] == [(0, 10 * PAGE), (20 * PAGE, 30 * PAGE)]
+
+
+def test_what_lies_wrong_is_what_would_move() -> None:
+    process = found(region(0, 100), region(200, 300, "stack"), region(300, 350, policy=BIND))
+    share = by_hand.share_of(Choice(), plan.ratio({0: 3, 1: 1}))
+    where = by_hand.placed(process.regions, share)
+    assert where["bytes_by_node"] == {"0": 150 * PAGE}
+    assert where["misplaced_bytes"] == pytest.approx(150 * PAGE / 4, abs=1)
+
+
+def test_who_owns_the_process_is_said() -> None:
+    told = {"own": {"file": "/etc/hetmemd.d/5.toml", "line": 2}, "state": "active"}
+    assert "/etc/hetmemd.d/5.toml:2" in commands.owner_of(told, True)
+    assert commands.owner_of(None, True) == ""
+    assert commands.owner_of({"own": None, "inherited_from": None, "state": "default"}, False) == ""
+
+
+def test_sizes() -> None:
+    assert [shown.size(count) for count in (5, 4096, 5 << 20, 3 << 30)] == ["5 B", "4.0 KiB", "5.0 MiB", "3.0 GiB"]
