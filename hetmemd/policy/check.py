@@ -119,6 +119,8 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
             has = nodelist.format_list(machine.memory_nodes)
             message = f"there is no memory node {nodelist.format_list(missing)} on this machine"
             yield caution("nodes", message, f"it has {has}; what does not exist is cut (I6)")
+        if request.home_node is not None and request.home_node not in machine.nodes:
+            yield caution("home_node", f"there is no node {request.home_node} on this machine", "it is left out (I6)")
         if is_relative and any(selector != "all" for selector in request.nodes.selectors):
             yield caution("nodes", "a selector with relative nodes", "relative nodes count places in the cpuset")
         placed = placing.place(request, machine, Confines(), None)

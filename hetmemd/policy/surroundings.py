@@ -5,13 +5,16 @@ For `explain` and `check`, which ask without the daemon. A collected tree may la
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from hetmemd.kernel import cgroupfs, nodelist
+from hetmemd.kernel import cgroupfs, nodelist, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.policy.resolve import CgroupFacts
 
 _USUAL_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
+_MOST_TASKS = 64
+"""Of one cgroup: their cpusets are the same, or nothing can be said of the cgroup as a whole."""
 
 
 def mount(root: Root) -> str | None:
@@ -56,17 +59,32 @@ def facts(root: Root, cgroup: str) -> dict[str, CgroupFacts]:
     found: dict[str, CgroupFacts] = {}
     here = cgroup
     while True:
-        found[here] = CgroupFacts(exists=False) if point is None else _facts(root, point + here.rstrip("/"))
+        found[here] = (
+            CgroupFacts(exists=False) if point is None else _facts(root, point + here.rstrip("/"), ask_tasks=True)
+        )
         if here == "/":
             return found
         here = here.rpartition("/")[0] or "/"
 
 
-def _facts(root: Root, folder: str) -> CgroupFacts:
+def _facts(root: Root, folder: str, ask_tasks: bool = False) -> CgroupFacts:
     if not os.path.isdir(root.name(folder)):  # noqa: PTH112
         return CgroupFacts(exists=False)
     cpus, mems = (_listed(root, f"{folder}/cpuset.{what}.effective") for what in ("cpus", "mems"))
-    return CgroupFacts(cpus, mems)
+    return CgroupFacts(cpus, mems or (_allowed(root, folder) if ask_tasks else None))
+
+
+def _allowed(root: Root, folder: str) -> frozenset[int] | None:
+    """The nodes that its tasks may use, where no cpuset of cgroup2 tells: on hybrid hosts that is elsewhere (I6)."""
+    found: frozenset[int] = frozenset()
+    try:
+        pids = root.read_text(f"{folder}/cgroup.procs").split()
+    except OSError:
+        return None
+    for pid in pids[:_MOST_TASKS]:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found |= procfs.mems_allowed(procfs.status(root, int(pid)))
+    return found or None
 
 
 def _listed(root: Root, path: str) -> frozenset[int] | None:

@@ -54,6 +54,11 @@ def test_a_node_that_does_not_exist(top: Path) -> None:
     ]
 
 
+def test_a_home_node_that_does_not_exist(top: Path) -> None:
+    put(top, f"{ETC}/50.toml", policy("/a", "bind", "0-1", home_node=5))
+    assert said(top) == [f"{ETC}/50.toml:5: warning: there is no node 5 on this machine (it is left out (I6))"]
+
+
 def test_a_pattern_that_matches_nothing(top: Path) -> None:
     put(top, f"{ETC}/50.toml", "\n" + policy("/x*"))
     assert said(top) == [

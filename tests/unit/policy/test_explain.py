@@ -92,6 +92,17 @@ def test_offline_reads_the_cpusets_of_the_cgroup_and_above(tmp_path: Path) -> No
     assert found["state"] == "blocked" and "I6" in found["rules"] and "M2" not in found["rules"]
 
 
+def test_I6_offline_tasks_tell_where_no_cpuset_of_cgroup2_does(tmp_path: Path) -> None:
+    """On a hybrid host the cpuset is a hierarchy of its own."""
+    root = collected(tmp_path, policy("/a", "interleave", "0"))
+    cgroup(tmp_path, "/a", cgroup_procs="7\n8\n9")
+    for pid, nodes in ((7, "1"), (8, "1")):
+        write(tmp_path / f"proc/{pid}/status", f"Name:\tx\nMems_allowed_list:\t{nodes}\n")
+    assert explain.offline(root, "/a")["state"] == "blocked"
+    write(tmp_path / "proc/8/status", "Name:\tx\nMems_allowed_list:\t0-1\n")
+    assert explain.offline(root, "/a")["state"] == "active", "one may use it"
+
+
 def test_offline_finds_the_mount_in_mountinfo(tmp_path: Path) -> None:
     root = collected(tmp_path, policy("/a", "interleave", "nearest"))
     build(tmp_path, {0: FakeNode("0"), 1: FakeNode("1")})

@@ -95,6 +95,19 @@ def test_I5_selectors_of_the_walls_policy_never_lead_out_of_it() -> None:
     assert effective.state == "conflict" and nodes_of(effective) == {0, 2}
 
 
+def test_I5_where_no_policy_reaches_nothing_is_applied_and_no_wall_is_crossed() -> None:
+    effective = resolved("/a/b", policy("/a", nodes="0", confine=True, inherit="self"))
+    assert (effective.state, effective.placement, effective.wall) == ("default", None, frozenset({0}))
+
+
+def test_I5_the_wall_sets_no_wall_for_itself_by_relative_nodes() -> None:
+    """With a wall, relative nodes are issued as static, also where the wall was set."""
+    given = policy("/a", "interleave", "0-1", flags=["relative"], confine=True)
+    effective = resolved("/a", given, TWO_SOCKETS, {"/a": CgroupFacts(mems=frozenset({1, 3}))})
+    assert nodes_of(effective) == {1, 3}
+    assert effective.placement is not None and effective.placement.mempolicy.flags == Flag.STATIC_NODES
+
+
 def test_I5_a_home_node_outside_is_left_out() -> None:
     given = policy("/a", nodes="0", confine=True) + policy("/a/b", nodes="0-1", home_node=1)
     effective = resolved("/a/b", given)
