@@ -23,9 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tests.campaigns.rounds import usual_steps
 from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, summary
@@ -35,7 +35,7 @@ from tests.machine.remote_target import Acting, build
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 _LOG_SECONDS = 10
-_BATCH_SECONDS = 20
+_BATCH_SECONDS = 120
 _BATCH = 1000
 """Rounds with the same victims, at most."""
 _AT_RANDOM = 0.15
@@ -51,7 +51,7 @@ class Lane:
         self.pid = os.fork()
         if self.pid:
             theirs.close()
-            self.file = self.connection.makefile("rw")
+            self._rest = b""
             return
         status = 1
         try:
@@ -59,9 +59,9 @@ class Lane:
             self.connection.close()
             with theirs.makefile("rw") as file:
                 for line in file:
-                    json.dump(_batch(folder, options, stopping, json.loads(line)).as_json(), file)
-                    file.write("\n")
-                    file.flush()
+                    for tally in _batch(folder, options, stopping, json.loads(line)):
+                        _tell(file, tally)
+                    _tell(file, None)
             status = 0
         except BrokenPipeError:
             pass
@@ -73,22 +73,25 @@ class Lane:
         return self.connection.fileno()
 
     def ask(self, task: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(task) + "\n")
-        self.file.flush()
+        self.connection.sendall(json.dumps(task).encode() + b"\n")
 
-    def answer(self) -> Tally:
-        line = self.file.readline()
-        if not line:
+    def answers(self) -> list[Tally | None]:
+        """What has come in since; None at the end of the batch."""
+        got = self.connection.recv(1 << 20)
+        if not got:
             raise RuntimeError("a lane of the campaign failed")
-        return Tally.from_json(json.loads(line))
-
-    def close(self) -> None:
-        self.file.close()
-        self.connection.close()
+        *lines, self._rest = (self._rest + got).split(b"\n")
+        return [Tally.from_json(fields) if (fields := json.loads(line)) else None for line in lines]
 
 
-def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mapping[str, Any]) -> Tally:
-    """Fresh victims, rounds on them by a process of its own, and what the victims say at their end."""
+def _tell(file: TextIO, tally: Tally | None) -> None:
+    json.dump(tally.as_json() if tally else None, file)
+    file.write("\n")
+    file.flush()
+
+
+def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mapping[str, Any]) -> Iterator[Tally]:
+    """Fresh victims, rounds on them by a process of its own, and what the victims say at their end; bit by bit."""
     with contextlib.ExitStack() as stack:
         victims = {name: stack.enter_context(Victim(folder, name)) for name in options.targets}
         seed = f"{options.seed}/{task['batch']}"
@@ -106,23 +109,28 @@ def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mappi
             "at_random": 0.0 if options.steps else _AT_RANDOM,
             "seconds": _BATCH_SECONDS,
         }
-        made = subprocess.run(
+        harmed = set()
+        with subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", ROUNDS, CHECKOUT],
-            input=json.dumps(order),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[stopping, *(victim.descriptor for victim in victims.values())],
             text=True,
-            check=False,
-        )
+        ) as made:
+            assert made.stdin and made.stdout
+            made.stdin.write(json.dumps(order))
+            made.stdin.close()
+            for line in made.stdout:
+                tally = Tally.from_json(json.loads(line))
+                harmed |= {harm.partition(":")[0] for harm in tally.harm}
+                yield tally
         if made.returncode:
-            return Tally(harm=[f"the rounds failed by themselves; batch {seed}"])
-        tally = Tally.from_json(json.loads(made.stdout))
-        harmed = {harm.partition(":")[0] for harm in tally.harm}
+            yield Tally(harm=[f"the rounds failed by themselves; batch {seed}"])
+            return
         with Acting() as acting:
             for name in victims.keys() - harmed:
                 if harm := victims[name].judge(acting):
-                    tally.harm.append(f"{name}: {harm}; batch {seed}")
-        return tally
+                    yield Tally(harm=[f"{name}: {harm}; batch {seed}"])
 
 
 class Campaign:
@@ -157,8 +165,11 @@ class Campaign:
                     print("stopping", flush=True)
                     continue
                 for lane in ready:
-                    self._take(lane.answer())
-                    busy.discard(lane)
+                    for tally in lane.answers():
+                        if tally:
+                            self._take(tally)
+                        else:
+                            busy.discard(lane)
                 for lane in self._lanes:
                     rounds = self._rounds_wanted()
                     if not interrupted and rounds and self._seen and lane not in busy:
@@ -169,7 +180,7 @@ class Campaign:
                     self._log()
         finally:
             for lane in self._lanes:
-                lane.close()
+                lane.connection.close()
             # Afterwards: a later lane holds the earlier ones' connections too.
             for lane in self._lanes:
                 os.waitpid(lane.pid, 0)

@@ -40,6 +40,7 @@ _LONGEST_LIFE = 0.006
 """Seconds that a tracer gets at most before it is killed at random: some acts."""
 _LOOKS = 16
 """Acts of each kind on each victim that are looked at, to learn the steps."""
+_TELL_SECONDS = 5.0
 _CHEAPLY = 0.8
 """Of the rounds where there is a choice: without a victim that takes a whole processor."""
 _USUAL = 0.3
@@ -62,6 +63,8 @@ class Rounds:
         self._whole = whole
         self._now = "before the first kill"
         """What is being done."""
+        self._kills: Counter[str] = Counter()
+        """All that were made here, when the tally has been told already."""
         self.tally = Tally()
 
     def learn(self) -> None:
@@ -88,7 +91,7 @@ class Rounds:
         if rng.random() < at_random:
             step, candidates = RANDOM, list(self._victims.values())
         else:
-            so_far = kills + self.tally.kills
+            so_far = kills + self._kills
             total = by_call(so_far)
             # Of those that need one alike, any.
             step = min(usual, key=lambda step: (total[call_of(step)], so_far[step], rng.random()))
@@ -126,8 +129,7 @@ class Rounds:
         death = self._executioner.at_step(self._tracer, self._request(rng, victim, prefix), step.removeprefix(prefix))
         self._count(victim, death.results)
         if death.died:
-            self.tally.kills[step] += 1
-            self.tally.where[f"{victim.name}: {step}"] += 1
+            self._killed(victim, step)
         else:
             self.tally.missed += 1
         return death
@@ -142,8 +144,17 @@ class Rounds:
         if victim.arena[1]:
             requests.append(self._made(victim, [rng.choice(tids)], _BIND, MANY))
         self.tally.injections += self._executioner.at_random(self._tracer, requests, rng.random() * _LONGEST_LIFE)
-        self.tally.kills[RANDOM] += 1
-        self.tally.where[f"{victim.name}: {RANDOM}"] += 1
+        self._killed(victim, RANDOM)
+
+    def _killed(self, victim: Watched, step: str) -> None:
+        self._kills[step] += 1
+        self.tally.kills[step] += 1
+        self.tally.where[f"{victim.name}: {step}"] += 1
+
+    def tell(self) -> None:
+        """Print what has come to be since this was called last."""
+        print(json.dumps(self.tally.as_json()), flush=True)
+        self.tally = Tally()
 
     def _look(self, victim: Watched) -> bool:
         """Whether it is well; one that is not takes no further part."""
@@ -213,7 +224,7 @@ def usual_steps(seen: Mapping[str, Mapping[str, int]], wanted: Sequence[str] = (
 
 
 def main() -> None:
-    """Makes the rounds of one batch, given on standard input, and prints their tally."""
+    """Makes the rounds of one batch, given on standard input, and prints their tally, bit by bit."""
     task = json.load(sys.stdin)
     victims = [
         Watched(name, ProcessId(*identity), descriptor, is_dear)
@@ -227,13 +238,19 @@ def main() -> None:
     if not seen:
         rounds.learn()
         seen = rounds.tally.seen
+    rounds.tell()
     usual = usual_steps(seen, task["steps"])
-    end = time.monotonic() + task["seconds"]
+    told = time.monotonic()
+    end = told + task["seconds"]
     for number in range(task["rounds"]):
-        if stopping[0] or time.monotonic() > end:
+        now = time.monotonic()
+        if stopping[0] or now > end:
             break
+        if now > told + _TELL_SECONDS:
+            told = now
+            rounds.tell()
         rounds.go(number, Counter(task["kills"]), usual, task["at_random"])
-    print(json.dumps(rounds.tally.as_json()))
+    rounds.tell()
 
 
 def _parts(victim: Watched, policy: Mempolicy) -> list[Bind]:
