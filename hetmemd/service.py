@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -12,12 +11,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from hetmemd import __version__, settings
+from hetmemd import __version__, instance, manager, settings
 from hetmemd.engine.balancing import GLOBAL, Balancer
 from hetmemd.engine.binding import Binder
+from hetmemd.engine.braking import Brakes
 from hetmemd.engine.engine import Engine
+from hetmemd.engine.giving import Giving, Selection, is_threaded
 from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.orders import Orders
 from hetmemd.engine.publishing import Progress, snapshot
 from hetmemd.engine.record import Record
 from hetmemd.engine.steering import Steering
@@ -37,15 +39,14 @@ from hetmemd.report.snapshot import FileView
 from hetmemd.report.tally import Tally
 from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
-from hetmemd.settings import OBSERVE_FILE, Settings, SettingsError
-from hetmemd.watch.hint import FilesHint, Hint, LostHint
+from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError
+from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint
 from hetmemd.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 """sysexits(3): trying again would not help, and the unit does not."""
-LOCK = "/run/hetmemd/lock"
 FIRST_SECONDS = 45.0
 """For the first scan, before the service calls itself ready all the same; the unit's limit is 90 s."""
 PUBLISH_SECONDS = 0.2
@@ -108,14 +109,16 @@ class Service:
         self._limitations: set[str] = set()
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
+        self._brakes = Brakes(root, self._ledger, found.brakes, self._rescan)
         self._steering = Steering(
             root,
             self._ledger,
             self._tracer,
             self._world.wanted,
             lambda: self._world.machine.memory_nodes,
-            self._is_threaded,
+            lambda path: is_threaded(root, path),
             self._is_switched_off,
+            self._brakes,
             _Witness(self._tally),
         )
         self._binder = Binder(
@@ -125,6 +128,7 @@ class Service:
             self._world.wish,
             lambda: self._world.machine.memory_nodes,
             self._is_switched_off,
+            self._brakes,
             journal.regions_bound,
             self._tally,
         )
@@ -145,6 +149,7 @@ class Service:
             self._ledger,
             self._steering,
             self._binder,
+            self._brakes,
             self._balancer,
             self._records,
             self._tally,
@@ -152,7 +157,8 @@ class Service:
             changed,
         )
         self._watcher = Watcher(root, loop, self._deliver)
-        self._control = Control(self._publisher, root, self._world.explain)
+        self._giving = Giving(root, self._ledger, self._steering, self._engine.look_at)
+        self._control = Control(self._publisher, root, self._world.explain, Orders(root, self._brakes, self._giving))
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT. The exit status."""
@@ -188,6 +194,8 @@ class Service:
         if first.done():
             self._say_ready()
             await asyncio.wait([stopped, *work], return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done() and self._settings.on_stop == "restore":
+            await self._give_back()
         failed = [task for task in work if task.done()]
         for task in failed:
             log.error("%s ended, which it should not: hetmemd stops", task.get_name(), exc_info=task.exception())
@@ -203,19 +211,33 @@ class Service:
         journal.started(__version__, len(latest.cgroups), in_force)
         self._notifier.ready(self._line())
 
+    async def _give_back(self) -> None:
+        """L2: on a stop, and on nothing that looks like one. What is not given back stays in the ledger."""
+        self._notifier.stopping()
+        seconds, why = await manager.time_to_give_back(self._root)
+        if self._is_switched_off():
+            why = f"observing ({self._switch})"
+        if why or seconds is None:
+            journal.kept(why)
+            return
+        self._brakes.gives_all_back = True
+        given = await self._giving.give_back(Selection(), seconds)
+        journal.given_back(given.threads, [(left.pid, left.comm, left.reason) for left in given.left])
+
     async def _close(self, work: Sequence[asyncio.Task[object]], status: int) -> None:
         self._notifier.stopping()
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
         await self._engine.close()
+        self._brakes.close()
         self._balancer.close()
         self._control.close()
         self._watcher.close()
         self._tracer.close()
         if self._web:
             self._web.close()
-        if self._settings.on_stop == "restore":
+        if self._brakes.gives_all_back:
             self._table.give_back()
         kept = sum(len(self._ledger.marks(process)) for process in self._ledger.processes())
         self._ledger.close()
@@ -228,6 +250,9 @@ class Service:
     # -- what comes in
 
     def _deliver(self, hints: Sequence[Hint]) -> None:
+        for hint in hints:
+            if isinstance(hint, CrashHint):
+                self._brakes.crashed(hint.pid, hint.signal, hint.dumped)
         self._engine.deliver(hints)
         if any(isinstance(hint, (FilesHint, LostHint)) for hint in hints):
             self._reload()
@@ -259,6 +284,7 @@ class Service:
         found = self._settings
         journal.set_level(found.log_level)
         self._metrics.label_limit = found.cgroup_label_limit
+        self._brakes.configure(found.brakes)
         self._balancer.interval = found.measure_interval
         self._budgets.configure(GLOBAL, found.rate, found.burst or found.rate)
         if self._world.defaults != found.defaults:
@@ -272,15 +298,26 @@ class Service:
 
     def _is_switched_off(self) -> bool:
         """The kill switch, by setting or by file: asked before every act."""
-        return self._settings.observe or self._root.path(OBSERVE_FILE).exists()
+        return bool(self._switched_by())
+
+    def _switched_by(self) -> str:
+        """What turned the kill switch on; empty while it is off."""
+        if self._settings.observe:
+            return f"observe in {settings.PATH}"
+        if self._brakes.holds.damage:
+            return f"{self._brakes.holds.damage}: hetmemctl release --all"
+        return next((name for name in OBSERVE_FILES if self._root.path(name).exists()), "")
+
+    def _rescan(self) -> None:
+        self._engine.rescan()
 
     def _observe(self) -> None:
         """Says that the kill switch was turned, and has everything looked at again."""
-        observing = self._is_switched_off()
+        found = self._switched_by()
+        observing = bool(found)
+        self._switch = found or self._switch
         if observing != self._observing:
             self._observing = observing
-            if observing:
-                self._switch = f"observe in {settings.PATH}" if self._settings.observe else OBSERVE_FILE
             journal.observing(observing, self._switch)
             self._engine.rescan()
 
@@ -325,8 +362,16 @@ class Service:
             await asyncio.sleep(max(PUBLISH_SECONDS, 10 * (time.monotonic() - begin)))
 
     def _publish_now(self) -> None:
-        progress = Progress(self._started_at, self._observing, self._engine.scans, self._engine.last_scan)
-        notes = (*self._settings.notes, *self._table.notes)
+        progress = Progress(
+            self._started_at,
+            self._observing,
+            self._engine.scans,
+            self._engine.last_scan,
+            self._switch if self._observing else "",
+            tuple(self._brakes.holds),
+            self._brakes.crashes,
+        )
+        notes = (*self._brakes.notes, *self._table.notes)
         self._publisher.publish(snapshot(self._world, self._records.values(), self._watcher.sources(), progress, notes))
         self._notifier.status(self._line())
         self._tell_files()
@@ -386,12 +431,6 @@ class Service:
             line = "observing only; " + line
         return line + (f", {broken} broken files" if broken else "")
 
-    def _is_threaded(self, path: str) -> bool:
-        try:
-            return path != "/" and "threaded" in cgroupfs.kind(self._root, path)
-        except OSError:
-            return False
-
     def _spared(self) -> set[int]:
         return {os.getpid(), *filter(None, [self._tracer.pid])}
 
@@ -403,22 +442,6 @@ def _stamp(root: Root) -> tuple[int, ...]:
     except OSError:
         return ()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _lock(root: Root) -> int:
-    """One daemon at a time, held for the process's life. `Refusal`."""
-    path = root.path(LOCK)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        os.close(fd)
-        raise Refusal(f"hetmemd runs already, as process {holder or 'unknown'}") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 async def _serve(root: Root, found: Settings) -> int:
@@ -435,8 +458,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     journal.set_up()
     try:
         found = settings.load(root)
-        lock = _lock(root)
-    except (SettingsError, Refusal) as error:
+        lock = instance.lock(root)
+    except (SettingsError, instance.Taken) as error:
         print(f"hetmemd: {error}", file=sys.stderr)
         return EX_CONFIG
     except PermissionError as error:

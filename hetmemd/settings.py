@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hetmemd.kernel.root import Root
-from hetmemd.policy import nodes, quantity
+from hetmemd.policy import nodes, pattern, quantity
 from hetmemd.policy.effective import Handling
 from hetmemd.policy.faults import Fault, did_you_mean
 from hetmemd.policy.language import Weights
 from hetmemd.policy.locate import Place, line_of, locate
 from hetmemd.policy.nodes import NodeSet
+from hetmemd.policy.pattern import Pattern
 
 PATH = "/etc/hetmemd.toml"
-OBSERVE_FILE = "/run/hetmemd/observe"
-"""The kill switch without an editor: while this file exists, nothing is applied or moved."""
+OBSERVE_FILES = ("/run/hetmemd/observe", "/var/lib/hetmemd/observe")
+"""The kill switch without an editor: while one of these exists, nothing is applied or moved. The first ends with the
+boot, the second stays (`hetmemctl observe on`)."""
 
 _LARGEST = 1 << 20
 """Bytes; a larger file is no settings file, and reading it would cost memory for nothing."""
@@ -36,6 +38,25 @@ class Kernel:
 
     weights: Weights = "leave"
     """Its global table for weighted interleave: `leave` it, `bandwidth`, or weights by number and selector."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrakeSettings:
+    """What keeps acts from doing harm, or from doing it often."""
+
+    crash_window: float = 10.0
+    """Seconds after an act in which a death by a fatal signal is put down to it; 0: never."""
+    first_tasks: int = 4
+    """Processes that are given a new or changed policy before all others; 0: all at once."""
+    first_seconds: float = 2.0
+    """How long those are watched."""
+    stops_per_second: int = 5000
+    """Threads on the whole machine."""
+    stops_per_second_each: int = 2000
+    """Threads of one process."""
+    deny_executables: tuple[Pattern, ...] = ()
+    deny_users: tuple[str | int, ...] = ()
+    """Names, or uids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +73,13 @@ class Settings:
     defaults: Handling = field(default_factory=Handling)
     """Handling keys that no policy on the way to the root has (I4)."""
     kernel: Kernel = field(default_factory=Kernel)
+    brakes: BrakeSettings = field(default_factory=BrakeSettings)
     observe: bool = False
     on_stop: str = "keep"
     scan_interval: float = 30.0
     measure_interval: float = 10.0
     log_level: str = "info"
     cgroup_label_limit: int = 200
-    notes: tuple[str, ...] = ()
-    """Sentences on keys that are valid and have no effect yet."""
 
 
 class SettingsError(Exception):
@@ -105,10 +125,10 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
     if ("tls_certificate" in table) != ("tls_key" in table):
         here, missing = ("tls_certificate", "tls_key") if "tls_certificate" in table else ("tls_key", "tls_certificate")
         faults.append(Fault(path, line_of(lines, (here,)), f"{here} without {missing}", "TLS needs both"))
-    notes: tuple[str, ...] = ()
-    if values.get("on_stop") == "restore":
-        notes = ('`on_stop = "restore"` is not yet supported: policies stay in force after a stop',)
-    settings = Settings(**values, defaults=Handling(**handling), kernel=Kernel(**kernel), notes=notes)
+    brakes = _values(table.get("brakes", {}), _BRAKES, ("brakes",), path, lines, faults)
+    settings = Settings(
+        **values, defaults=Handling(**handling), kernel=Kernel(**kernel), brakes=BrakeSettings(**brakes)
+    )
     return settings, tuple(sorted(faults, key=lambda fault: fault.line))
 
 
@@ -211,6 +231,36 @@ def _count(value: Any) -> int:
     return value
 
 
+def _stops(value: Any) -> int:
+    if not (count := _count(value)):
+        raise ValueError("0 would never let any policy be applied; the kill switch is `observe = true`")
+    return count
+
+
+def _executables(value: Any) -> tuple[Pattern, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f'a list of paths, such as ["/usr/lib/jvm/**"], not {value!r}')
+    found = []
+    for each in value:
+        if not each.startswith("/"):
+            raise ValueError(f"a full path, which begins with /, not {each!r}")
+        try:
+            found.append(pattern.parse(each))
+        except ValueError as error:
+            raise ValueError(error.args[0]) from None
+    return tuple(found)
+
+
+def _users(value: Any) -> tuple[str | int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'a list of names and uids, such as ["oracle", 1001], not {value!r}')
+    for each in value:
+        is_uid = isinstance(each, int) and not isinstance(each, bool) and each >= 0
+        if not is_uid and not (isinstance(each, str) and each):
+            raise ValueError(f"a user's name or uid, not {each!r}")
+    return tuple(value)
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"true or false, not {value!r}")
@@ -282,6 +332,7 @@ _KEYS: Mapping[str, Reader | None] = {
     "measure_interval": _seconds(0.1),
     "log_level": _word("debug", "info", "warning", "error"),
     "cgroup_label_limit": _count,
+    "brakes": None,
     "defaults": None,
     "kernel": None,
 }
@@ -298,6 +349,16 @@ _HANDLING: Mapping[str, Reader | None] = {
 }
 
 _KERNEL: Mapping[str, Reader | None] = {"weights": _weights}
+_BRAKES: Mapping[str, Reader | None] = {
+    "crash_window": _seconds(0),
+    "first_tasks": _count,
+    "first_seconds": _seconds(0.1),
+    "stops_per_second": _stops,
+    "stops_per_second_each": _stops,
+    "deny_executables": _executables,
+    "deny_users": _users,
+}
 
 assert {entry.name for entry in fields(Handling)} == set(_HANDLING), "every handling key has a reader"
-assert {entry.name for entry in fields(Settings)} - {"notes"} == set(_KEYS), "every setting has a reader"
+assert {entry.name for entry in fields(BrakeSettings)} == set(_BRAKES), "every brake has a reader"
+assert {entry.name for entry in fields(Settings)} == set(_KEYS), "every setting has a reader"

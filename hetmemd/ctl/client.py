@@ -14,6 +14,8 @@ from typing import Any
 from hetmemd.report import SOCKET
 
 LIMIT_SECONDS = 10.0
+UNDO_SECONDS = 60.0
+"""The service tries for half a minute."""
 NOT_READY_SECONDS = 5.0
 """How long a service that has just started is waited for."""
 _INTERFACE = "org.hetmemd"
@@ -21,6 +23,10 @@ _INTERFACE = "org.hetmemd"
 
 class UnreachableError(Exception):
     """The service does not answer; the text says why and what would help."""
+
+
+class AbsentError(UnreachableError):
+    """There is no service."""
 
 
 class UnknownError(Exception):
@@ -39,17 +45,25 @@ def explain_process(pid: int, path: str = SOCKET) -> dict[str, Any]:
     return dict(_call(path, "Explain", "answer", pid=pid))
 
 
-def _call(path: str, method: str, part: str, **parameters: Any) -> Any:
+def undo(cgroup: str | None, pid: int | None, dry_run: bool, path: str = SOCKET) -> dict[str, Any]:
+    where: dict[str, Any] = {"cgroup": cgroup} if cgroup is not None else {"pid": pid} if pid is not None else {}
+    return dict(_call(path, "Undo", "answer", UNDO_SECONDS, **where, dry_run=dry_run))
+
+
+def release(what: str | None, path: str = SOCKET) -> list[dict[str, Any]]:
+    which: dict[str, Any] = {} if what is None else {"what": what}
+    return list(_call(path, "Release", "released", **which))
+
+
+def _call(path: str, method: str, part: str, limit: float = LIMIT_SECONDS, **parameters: Any) -> Any:
     deadline = time.monotonic() + NOT_READY_SECONDS
     while True:
         try:
-            reply = _exchange(path, {"method": f"{_INTERFACE}.{method}", "parameters": parameters})
+            reply = _exchange(path, {"method": f"{_INTERFACE}.{method}", "parameters": parameters}, limit)
         except TimeoutError:
-            raise UnreachableError(
-                f"the service did not answer within {LIMIT_SECONDS:g} s: journalctl -u hetmemd"
-            ) from None
+            raise UnreachableError(f"the service did not answer within {limit:g} s: journalctl -u hetmemd") from None
         except (FileNotFoundError, ConnectionRefusedError):
-            raise UnreachableError("the service does not run: systemctl start hetmemd") from None
+            raise AbsentError("the service does not run: systemctl start hetmemd") from None
         except (OSError, ValueError) as error:
             raise UnreachableError(f"the service did not answer: {error}") from None
         about = reply.get("parameters", {})
@@ -62,6 +76,10 @@ def _call(path: str, method: str, part: str, **parameters: Any) -> Any:
                 raise UnknownError(f"there is no cgroup {about.get('cgroup')}, or no policy reaches it")
             case "NoSuchProcess":
                 raise UnknownError(f"there is no process {about.get('pid')}, or it is in no cgroup")
+            case "Failed":
+                raise UnknownError(f"it was not done: {about.get('why')}")
+            case "org.varlink.service.PermissionDenied":
+                raise UnknownError("this needs root")
             case "NotReady":
                 if time.monotonic() > deadline:
                     raise UnreachableError("the service is still starting: ask again in a moment")
@@ -70,11 +88,11 @@ def _call(path: str, method: str, part: str, **parameters: Any) -> Any:
                 raise UnreachableError(f"the service did not answer: {other} {about or ''}".rstrip())
 
 
-def _exchange(path: str, call: dict[str, Any]) -> dict[str, Any]:
+def _exchange(path: str, call: dict[str, Any], limit: float) -> dict[str, Any]:
     """One call and its reply. `OSError`, or `ValueError` where the reply is none."""
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline = time.monotonic() + limit
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        channel.settimeout(LIMIT_SECONDS)
+        channel.settimeout(limit)
         channel.connect(path)
         channel.sendall(json.dumps(call).encode() + b"\0")
         parts: list[bytes] = []

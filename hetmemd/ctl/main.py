@@ -1,7 +1,7 @@
 """hetmemctl: what holds for which cgroup, and why.
 
-Data goes to stdout, messages to stderr. Exit status: 0 done; 1 `check` found faults, or nothing is known of the cgroup
-or process; 2 wrong usage; 3 the service cannot be reached.
+Data goes to stdout, messages to stderr. Exit status: 0 done; 1 `check` found faults, nothing is known of the cgroup or
+process, or an order was not carried out whole; 2 wrong usage; 3 the service cannot be reached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hetmemd import __version__
-from hetmemd.ctl import client, completion, text
+from hetmemd.ctl import client, completion, orders, text
 from hetmemd.kernel.root import Root
 from hetmemd.policy.faults import Caution, Fault, printable
 from hetmemd.report import SOCKET
@@ -38,9 +38,9 @@ _CGROUP_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hetmemctl",
-        description="Shows which memory policy holds for which cgroup, and why.",
-        epilog="Exit status: 0 done; 1 check found faults, or nothing is known of what was asked for; 2 wrong usage; "
-        "3 the service cannot be reached.",
+        description="Shows which memory policy holds for which cgroup, and why; gives back, and switches off.",
+        epilog="Exit status: 0 done; 1 check found faults, nothing is known of what was asked for, or an order was not "
+        "carried out whole; 2 wrong usage; 3 the service cannot be reached.",
     )
     top.add_argument("--version", action="version", version=f"hetmemctl {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     weights.add_argument("--size", default="512MiB", help="memory to measure with, at most half of what is free")
     weights.add_argument("--seconds", type=float, default=0.5, help="for each of reading, writing and copying")
     _common(weights)
+    _orders(verbs)
 
     bind = verbs.add_parser(
         "bind",
@@ -129,6 +130,40 @@ def _by_hand(verb: argparse.ArgumentParser) -> None:
     _common(verb)
 
 
+def _orders(verbs: Any) -> None:
+    """The verbs that change something."""
+    undo = verbs.add_parser(
+        "undo",
+        help="give back what was replaced, and give nothing any more until it is released; as root",
+        description="Gives threads and regions the policies back that they had before hetmemd, also when the service "
+        "is gone. Where it runs, nothing is given there any more until hetmemctl release. Pages stay where they are.",
+    )
+    where = undo.add_mutually_exclusive_group()
+    where.add_argument("--cgroup", metavar="CGROUP", help="only in this cgroup and those below it")
+    where.add_argument("--pid", metavar="PID", type=int, help="only in this process")
+    undo.add_argument("--dry-run", action="store_true", help="only say what would be given back")
+
+    release = verbs.add_parser(
+        "release",
+        help="end what is held after a crash or an undo, as status lists it; as root",
+        description="What is held is given policies again: an executable or a policy after a crash, a cgroup or a "
+        "process after an undo.",
+    )
+    what = release.add_mutually_exclusive_group(required=True)
+    what.add_argument("what", metavar="WHAT", nargs="?", help="an executable, a policy file, a cgroup or a pid")
+    what.add_argument("--all", action="store_true", help="everything that is held")
+
+    observe = verbs.add_parser(
+        "observe",
+        help="the kill switch, for longer than this boot; without a word, how it stands",
+        description="While it is on, nothing is applied or moved; all is measured and reported.",
+    )
+    observe.add_argument("switch", choices=("on", "off"), nargs="?")
+    for verb in (undo, release, observe):
+        verb.add_argument("--root", help=argparse.SUPPRESS)
+        _common(verb)
+
+
 def _common(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--json", action="store_true", help="for programs; `schema` is raised when something is taken away"
@@ -157,12 +192,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _weights(chosen)
             case "bind" | "move":
                 return _act(chosen)
+            case "undo":
+                return _undo(chosen)
+            case "release":
+                return _release(chosen)
+            case "observe":
+                return _observe(chosen)
             case _:
                 sys.stdout.write(completion.script(top, chosen.shell))
                 return OK
     except client.UnreachableError as error:
         return _fail(UNREACHABLE, str(error))
-    except client.UnknownError as error:
+    except (client.UnknownError, orders.RefusedError) as error:
         return _fail(NEGATIVE, str(error))
     except BrokenPipeError:
         # `hetmemctl status | head`: the reader has what it wanted. Nothing may be flushed at exit either.
@@ -305,6 +346,29 @@ def _weights(chosen: argparse.Namespace) -> int:
         return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
     _show(chosen, told, lambda paint: weights.lines(told, paint))
     return OK
+
+
+def _undo(chosen: argparse.Namespace) -> int:
+    cgroup = None if chosen.cgroup is None else _below_mount(chosen.cgroup)
+    if cgroup is not None and not cgroup.startswith("/"):
+        return _fail(USAGE, f"a cgroup is named by its path below the cgroup root, which begins with /, not {cgroup!r}")
+    told = orders.undo(_root(chosen.root), chosen.socket, cgroup, chosen.pid, chosen.dry_run)
+    _show(chosen, told, lambda paint: text.undo(told, paint))
+    return NEGATIVE if told.get("left") else OK
+
+
+def _release(chosen: argparse.Namespace) -> int:
+    told = orders.release(_root(chosen.root), chosen.socket, None if chosen.all else chosen.what)
+    _show(chosen, told, lambda paint: text.released(told))
+    if not told["released"] and not chosen.all:
+        return _fail(NEGATIVE, f"nothing is held under the name {chosen.what}: hetmemctl status lists what is")
+    return OK
+
+
+def _observe(chosen: argparse.Namespace) -> int:
+    told = orders.observe(_root(chosen.root), chosen.socket, chosen.switch)
+    _show(chosen, told, lambda paint: text.observe(told, paint))
+    return OK if chosen.switch is None or told["observing"] == (chosen.switch == "on") else NEGATIVE
 
 
 def _settings_faults(root: Root, path: str) -> list[Fault]:

@@ -1,4 +1,4 @@
-"""What a person sees: `status`, `explain` and `check` as lines of text. Pure: takes the JSON that `--json` prints."""
+"""What a person sees of each verb, as lines of text. Pure: takes the JSON that `--json` prints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def status(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
     now = time.time() if now is None else now
     lines = [f"hetmemd {told['version']}, started {_ago(told['started_at'], now)}, state of {_ago(told['at'], now)}"]
     if told["observing"]:
-        lines.append(paint("bad", "OBSERVING: nothing is applied or moved, only measured"))
+        by = f" (by {told['observing_by']})" if told.get("observing_by") else ""
+        lines.append(paint("bad", "OBSERVING: nothing is applied or moved, only measured") + printable(by))
+    if told.get("held"):
+        lines.append(paint("bad", "HELD until hetmemctl release:"))
+        for hold in told["held"]:
+            words = f"{hold['kind']} {hold['what']}, since {_ago(hold['since'], now)}: {hold['why']}"
+            lines.append("  " + printable(words))
     lines += ["", paint("title", "Cgroups"), *(_cgroups(told["cgroups"], paint) or ["  no policy reaches any cgroup"])]
     lines += ["", paint("title", "Policy files"), *(_files(told["files"], paint) or ["  none"])]
     lines += ["", paint("title", "Sources of events")]
@@ -110,6 +116,36 @@ def check(findings: Iterable[Answer], paint: Paint) -> list[str]:
         place = printable(f"{finding['file']}:{finding['line']}:")
         lines.append(f"{place} {paint(kind, finding['severity'] + ':')} {printable(finding['message'] + hint)}")
     return lines
+
+
+def undo(told: Answer, paint: Paint) -> list[str]:
+    if told["dry_run"]:
+        rows = [("PID", "NAME", "CGROUP", "WHAT", "NOW", "THEN")]
+        for plan in told["planned"]:
+            what = f"{plan['count']} {plan['kind']}"
+            rows.append((str(plan["pid"]), plan["comm"], plan["cgroup"], what, plan["now"], plan["then"]))
+        return table(rows) if told["planned"] else ["nothing is to be given back"]
+    count = told["threads"]
+    lines = [f"given back: {count} thread{'' if count == 1 else 's'}"]
+    for left in told["left"]:
+        sentence = f"left: {left['comm']}[{left['pid']}] in {left['cgroup']}: {left['reason']}"
+        lines.append(paint("bad", printable(sentence)))
+    if told["held"] is not None:
+        lines.append(printable(f"The service gives nothing there any more, until: hetmemctl release {told['held']}"))
+    else:
+        lines.append("The service does not run; when it is started, policy files hold again.")
+    return lines
+
+
+def released(told: Answer) -> list[str]:
+    return [printable(f"released: {hold['kind']} {hold['what']}") for hold in told["released"]] or ["nothing was held"]
+
+
+def observe(told: Answer, paint: Paint) -> list[str]:
+    state = "on: nothing is applied or moved" if told["observing"] else "off"
+    by = f" (by {told['by']})" if told["by"] else ""
+    after = "" if told["running"] else "; the service does not run"
+    return [f"the kill switch is {paint('bad' if told['observing'] else 'good', state)}{printable(by)}{after}"]
 
 
 def policy_words(placement: Answer) -> str:
@@ -199,6 +235,8 @@ def _process(told: Answer, paint: Paint, now: float) -> list[str]:
     if task:
         reason = f": {task['reason']}" if task["reason"] else ""
         facts.append(("outcome", f"{task['outcome']}{reason}"))
+        if task.get("note"):
+            facts.append(("because", task["note"]))
     elif told["state"] == "default":
         facts.append(("outcome", "no policy reaches it"))
     else:

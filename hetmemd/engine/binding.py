@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hetmemd.engine.decide import Mark
+from hetmemd.engine.braking import UNTOLD, Permit
+from hetmemd.engine.decide import UNDO, Mark
 from hetmemd.engine.ledger import Ledger, Span
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, worst
@@ -28,6 +29,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory import regions
 from hetmemd.memory.classes import Span as Range
 from hetmemd.memory.headroom import Headroom
+from hetmemd.memory.scope import scope
 from hetmemd.remote.regions import HomeNode, RegionCall, RegionsResult
 from hetmemd.remote.result import Outcome
 from hetmemd.report.tally import Tally
@@ -58,6 +60,16 @@ class Acts(Protocol):
     ) -> RegionsResult: ...
 
 
+class Brakes(Protocol):
+    """Who is asked before every act: `braking.Brakes`."""
+
+    def undone(self, process: ProcessId, cgroup: str) -> bool: ...
+
+    def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
+
+    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None: ...
+
+
 Witness = Callable[[str, str, ProcessId, str, int, int, Mapping[str, int]], None]
 """Who is told of what was bound: `report.journal.regions_bound`."""
 
@@ -73,6 +85,11 @@ class Wish:
     """Seconds of a process's life before its regions are bound."""
     holds: bool = False
     """Where nothing is asked: what is bound stays all the same (F2)."""
+    key: str = ""
+    """Which policy that is, to be tried and held as one (`braking.policy_key`)."""
+
+
+_UNDO = Wish(Asked(None, scope(("all",))), UNDO.why)
 
 
 @dataclass(slots=True)
@@ -101,6 +118,7 @@ class Binder:
         wish: Callable[[str], Wish],
         memory_nodes: Callable[[], frozenset[int]],
         observing: Callable[[], bool],
+        brakes: Brakes,
         witness: Witness,
         tally: Tally,
     ) -> None:
@@ -111,6 +129,7 @@ class Binder:
         self._wish = wish
         self._memory_nodes = memory_nodes
         self._observing = observing
+        self._brakes = brakes
         self._witness = witness
         self._tally = tally
         self._headroom = Headroom(root)
@@ -139,7 +158,9 @@ class Binder:
 
         Updates the record. Raises as `Steering.look` does.
         """
-        wish = self._wish(record.cgroup)
+        if record.refusal:
+            return False
+        wish = _UNDO if self._brakes.undone(record.process, record.cgroup) else self._wish(record.cgroup)
         marks = self._marks(record.process)
         if not wish.asked.is_regional and not marks:
             self.forget(record.process.pid)
@@ -211,7 +232,7 @@ class Binder:
 
     def _hindrance(self, record: Record, wish: Wish, todo: Sequence[Change]) -> tuple[Outcome, str] | None:
         """Why nothing is done now."""
-        if self._observing():
+        if self._observing() and wish is not _UNDO:
             return Outcome.DEFERRED, "observe"
         if wish.asked.policy is None and wish.holds:
             return Outcome.DEFERRED, "broken-file"
@@ -234,11 +255,16 @@ class Binder:
         hindrance: tuple[Outcome, str] | None = None
         self._intend(record.process, state, todo)
         for begin in range(0, len(calls), SLICE):
-            if self._observing():
+            if self._observing() and wish is not _UNDO:
                 hindrance = (Outcome.DEFERRED, "observe")
                 break
             some = calls[begin : begin + SLICE]
-            result = await self._acts.bind(record.process, [call for call, _ in some])
+            key = "" if all(change.undoes for _, change in some) else wish.key
+            permit = self._brakes.permit(record.process, key, 1)
+            if not permit.granted:
+                hindrance = (permit.outcome, permit.reason)
+                break
+            result = await self._bind(record.process, key, [call for call, _ in some])
             for pause in result.pauses_ns:
                 self._tally.pause(pause / 1e9)
             done = [pair for pair, code in zip(some, result.errnos, strict=False) if not code]
@@ -259,6 +285,15 @@ class Binder:
             record.measure_at = 0.0
         self._witness(record.cgroup, record.comm, record.process, wish.why, bound, undone, failed)
         return bool(bound or undone), hindrance
+
+    async def _bind(self, process: ProcessId, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
+        stopped = 1  # whoever is cancelled in between may have stopped one
+        try:
+            result = await self._acts.bind(process, calls)
+            stopped = min(1, len(result.pauses_ns) + (result.reason in UNTOLD))
+        finally:
+            self._brakes.done(process, key, 1, stopped)
+        return result
 
     def _intend(self, process: ProcessId, state: State, changes: Sequence[Change]) -> None:
         """In the ledger before the act: a daemon that dies in between still knows its own."""

@@ -23,6 +23,29 @@ class Verb(enum.Enum):
     """The policy is the application's own, and is respected."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What should hold for a thread, by its cgroup: the value to issue (None: nothing) and why."""
+
+    policy: Mempolicy | None
+    why: str
+    """`file:line` of the table, or the rule that takes it away."""
+    key: str = ""
+    """Which policy that is, to be tried and held as one (`braking.policy_key`)."""
+    overrides: bool = False
+    """Where the application has a policy of its own, that is replaced (T4)."""
+    holds: bool = False
+    """Where nothing is wanted: what is there stays all the same (F2)."""
+    leaves_task: bool = False
+    """Where nothing is wanted: the policy is about regions alone, which `binding` sees to."""
+    reason: str = "blocked"
+    """Where nothing is wanted though a policy reaches the cgroup: the word for `status`."""
+
+
+UNDO = Wanted(None, "hetmemctl undo", reason="undone")
+"""What it was given is given back on demand, whatever the kill switch says."""
+
+
 FIRST_WAIT = 1.0
 """Seconds after which a policy is issued again that the application has replaced; doubled each time."""
 STRIKES = 5

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.binding import Binder
+from hetmemd.engine.braking import Brakes
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import StuckError
 from hetmemd.engine.pending import Pending
@@ -38,8 +39,8 @@ YOUNG = 1.0
 """Seconds after which a child that has its parent's policy already (T2) is taken up: most do not live so long."""
 SLICE = 64
 """Processes looked at before the loop serves everything else again."""
-QUIET = frozenset({"observe", "no-allowed-node", "broken-file"})
-"""Reasons that time does not mend: a change of the files or of the cpuset is a hint of its own."""
+QUIET = frozenset({"observe", "no-allowed-node", "broken-file", "trial"})
+"""Reasons that a further look does not mend: what ends them is a hint of its own."""
 
 
 class Engine:
@@ -50,6 +51,7 @@ class Engine:
         ledger: Ledger,
         steering: Steering,
         binder: Binder,
+        brakes: Brakes,
         balancer: Balancer,
         records: dict[int, Record],
         tally: Tally,
@@ -63,6 +65,7 @@ class Engine:
         self._ledger = ledger
         self._steering = steering
         self._binder = binder
+        self._brakes = brakes
         self._balancer = balancer
         self.records = records
         self._tally = tally
@@ -70,7 +73,7 @@ class Engine:
         self._pending = Pending()
         self._wake = asyncio.Event()
         self._first = asyncio.Event()
-        self._looks: dict[int, asyncio.Task[None]] = {}
+        self._looks: dict[int, asyncio.Task[Record | None]] = {}
         self._again: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._attempts: dict[int, tuple[ProcessId, int]] = {}
@@ -250,7 +253,15 @@ class Engine:
             return
         self._looks[pid] = asyncio.get_running_loop().create_task(self._looked(pid, hinted))
 
-    async def _looked(self, pid: int, hinted: float | None) -> None:
+    async def look_at(self, pid: int) -> Record | None:
+        """A look from now on, and what was found; None where the process is gone or nobody's business."""
+        self._look(pid)
+        record = None
+        while (look := self._looks.get(pid)) is not None:
+            record = await asyncio.shield(look)
+        return record
+
+    async def _looked(self, pid: int, hinted: float | None) -> Record | None:
         record = self.records.get(pid)
         try:
             record = self._record(pid)
@@ -283,6 +294,7 @@ class Engine:
         if pid in self._again:
             self._again.discard(pid)
             self._look(pid, hinted)
+        return record
 
     def _record(self, pid: int) -> Record | None:
         """The record of a process that concerns us, made or brought up to date; None for one that does not."""
@@ -296,7 +308,7 @@ class Engine:
             return None
         if path not in self._world.tree.by_path:
             self._world.look(path)
-        placement = self._world.placement(path)
+        placement = None if self._brakes.undone(process, path) else self._world.placement(path)
         record = self.records.get(pid)
         if record is None or record.process != process:
             if not self._world.reached(path) and self._clear.get(pid) == (process.start, path):

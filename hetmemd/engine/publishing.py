@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from hetmemd import __version__
 from hetmemd.engine.balancing import target_of
+from hetmemd.engine.holds import Hold
 from hetmemd.engine.limits import limitations
 from hetmemd.engine.record import Record
 from hetmemd.engine.world import World
 from hetmemd.memory.plan import Ratio, Target
 from hetmemd.policy.effective import Effective
-from hetmemd.report.snapshot import CgroupView, FileView, Snapshot, SourceView
+from hetmemd.report.snapshot import CgroupView, FileView, HoldView, Snapshot, SourceView
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Progress:
     observing: bool
     scans: int
     last_scan: float
+    switched_by: str = ""
+    """What turned the kill switch on."""
+    holds: tuple[Hold, ...] = ()
+    crashes: int = 0
 
 
 def snapshot(
@@ -40,12 +45,15 @@ def snapshot(
         version=__version__,
         started_at=progress.started_at,
         observing=progress.observing,
+        switched_by=progress.switched_by,
         cgroups=tuple(_cgroup(effective, by_cgroup.get(effective.cgroup, []), world) for effective in reached),
         files=tuple(
             FileView(file.path, file.state, tuple(str(fault) for fault in file.faults)) for file in world.library.files
         ),
         sources=sources,
-        notes=(*notes, *_notes(world, reached, of_all)),
+        notes=(*notes, *_unheard(sources), *_notes(world, reached, of_all)),
+        holds=tuple(HoldView(hold.kind, hold.what, hold.why, hold.since, hold.detail) for hold in progress.holds),
+        crashes=progress.crashes,
         kernel_weights=world.machine.kernel_weights,
         scans=progress.scans,
         last_scan_seconds=progress.last_scan,
@@ -69,6 +77,16 @@ def _cgroup(effective: Effective, records: list[Record], world: World) -> Cgroup
         distance=_distance(target, placed, records),
         left_out=dict(left_out),
     )
+
+
+def _unheard(sources: Iterable[SourceView]) -> list[str]:
+    """What is lost with the source that tells of crashes."""
+    return [
+        "the proc connector is down: a program that crashes after its policy was set is not noticed, and no executable "
+        "or policy is held for it"
+        for source in sources
+        if source.name == "proc-connector" and not source.up
+    ]
 
 
 def _distance(target: Target | None, placed: Mapping[int, int], records: list[Record]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hetmemd.engine.decide import Decision
+from hetmemd.engine.decide import Decision, Wanted
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.policy.effective import Placement
@@ -38,8 +38,11 @@ class Seen:
     now: Mempolicy
     allowed: frozenset[int]
     decision: Decision
-    wanted: Mempolicy | None
-    why: str
+    asked: Wanted
+
+    @property
+    def wanted(self) -> Mempolicy | None:
+        return self.asked.policy
 
 
 @dataclass(slots=True)
@@ -61,6 +64,12 @@ class Record:
     outcomes: frozenset[Outcome] = frozenset()
     """Of all its threads."""
     reasons: frozenset[str] = frozenset()
+    refusal: str = ""
+    """Why nothing at all may be done to it."""
+    note: str = ""
+    """What more there is to say of the reason."""
+    carrying: int = 0
+    """Threads that carry what they should not, and could not be rid of it."""
     contested: frozenset[int] = frozenset()
     """Threads that are, and were said to be."""
     seen: dict[int, Seen] = field(default_factory=dict)
@@ -118,4 +127,5 @@ class Record:
             distance=self.distance,
             last_action=self.acted,
             last_action_at=self.acted_at,
+            note=self.note,
         )

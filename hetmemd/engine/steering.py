@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hetmemd.engine.decide import Decision, Mark, Verb, carries, decide, seen_applied
+from hetmemd.engine.braking import UNTOLD, Permit
+from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted, carries, decide, seen_applied
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, Seen, worst
@@ -48,27 +49,26 @@ class Acts(Protocol):
     ) -> list[ThreadResult]: ...
 
 
+class Brakes(Protocol):
+    """Who is asked before every act: `braking.Brakes`."""
+
+    def refusal(self, process: ProcessId) -> str: ...
+
+    def undone(self, process: ProcessId, cgroup: str) -> bool: ...
+
+    def about(self, process: ProcessId, cgroup: str, reason: str) -> str: ...
+
+    def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
+
+    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None: ...
+
+
 class Witness(Protocol):
     """Who is told of every application: counters and the journal."""
 
     def application(
         self, cgroup: str, comm: str, process: ProcessId, policy: Mempolicy, why: str, results: Sequence[ThreadResult]
     ) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What should hold for a thread, by its cgroup: the value to issue (None: nothing) and why."""
-
-    policy: Mempolicy | None
-    why: str
-    """`file:line` of the table, or the rule that takes it away."""
-    overrides: bool = False
-    """Where the application has a policy of its own, that is replaced (T4)."""
-    holds: bool = False
-    """Where nothing is wanted: what is there stays all the same (F2)."""
-    leaves_task: bool = False
-    """Where nothing is wanted: the policy is about regions alone, which `binding` sees to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,10 @@ class _Reading:
     ppid: int
     partial: bool
     """The budget was spent before all were read."""
+    refusal: str
+    """Why nothing may be done to it, whatever was found."""
+    idle: str
+    """The word for `status` where nothing is wanted; empty where that is as it should be."""
 
 
 class Steering:
@@ -93,12 +97,13 @@ class Steering:
         memory_nodes: Callable[[], frozenset[int]],
         is_threaded: Callable[[str], bool],
         observing: Callable[[], bool],
+        brakes: Brakes,
         witness: Witness,
     ) -> None:
         """`wanted` and `is_threaded` take a cgroup's path. `memory_nodes` are the nodes online with memory.
         `observing` asks the kill switch.
 
-        The first three are called in a reader's thread, and so only read.
+        The first three, and the brakes for a refusal, are called in a reader's thread, and so only read.
         """
         self._root = root
         self._ledger = ledger
@@ -107,9 +112,12 @@ class Steering:
         self._memory_nodes = memory_nodes
         self._is_threaded = is_threaded
         self._observing = observing
+        self._brakes = brakes
         self._witness = witness
         self._headroom = Headroom(root)
         self._readers = OffLoop("reader", READERS, READ_SECONDS)
+        self.given_back = 0
+        """Threads that got back what was replaced in them, since the start."""
 
     def close(self) -> None:
         self._readers.close()
@@ -129,20 +137,26 @@ class Steering:
         tried: dict[int, ThreadResult] = {}
         reading = await self._reading(record)
         for _ in range(ROUNDS):
-            todo: dict[tuple[Mempolicy, str, Verb], list[int]] = {}
+            todo: dict[tuple[Mempolicy, Wanted, Verb], list[int]] = {}
             for tid, seen in reading.threads.items():
                 if seen.decision.verb in (Verb.APPLY, Verb.RESTORE) and tid not in tried:
-                    key = (seen.decision.policy, seen.why, seen.decision.verb)
+                    key = (seen.decision.policy, seen.asked, seen.decision.verb)
                     todo.setdefault(key, []).append(tid)
-            if not todo:
+            if not todo or reading.refusal:
                 break
-            for (policy, why, verb), tids in todo.items():
-                results = await self._act(record, policy, why, verb, tids)
+            for (policy, asked, verb), tids in todo.items():
+                results = await self._act(record, policy, asked, verb, tids)
                 tried.update((result.tid, result) for result in results)
                 changed = changed or any(result.outcome is Outcome.APPLIED for result in results)
             reading = await self._reading(record)
         self._conclude(record, reading, tried)
         return changed
+
+    async def preview(self, record: Record) -> list[tuple[Mempolicy, Mempolicy]]:
+        """What giving everything back would do now: (policy, policy then) of each thread. As `look`, without acts."""
+        reading = await self._readers.call(record.process, lambda: self._read(record, UNDO))
+        restored = [seen for seen in reading.threads.values() if seen.decision.verb is Verb.RESTORE]
+        return [] if reading.refusal else [(seen.now, seen.decision.policy) for seen in restored]
 
     # -- reading
 
@@ -151,7 +165,7 @@ class Steering:
         self._keep_marks(record, reading)
         return reading
 
-    def _read(self, record: Record) -> _Reading:
+    def _read(self, record: Record, instead: Wanted | None = None) -> _Reading:
         """In a reader's thread. Threads that were settled are taken from the record, a few of them read again."""
         process, began = record.process, time.monotonic()
         stat = procfs.stat(self._root, process.pid)
@@ -159,7 +173,11 @@ class Steering:
             raise ProcessLookupError(0, "another process has this pid now", f"/proc/{process.pid}")
         marks = self._ledger.marks(process)
         threaded = self._is_threaded(record.cgroup)
-        wanted = self._wanted(record.cgroup)
+        refusal = self._brakes.refusal(process)
+        if instead is None and self._brakes.undone(process, record.cgroup):
+            instead = UNDO
+        wanted = instead or self._wanted(record.cgroup)
+        idle = "" if wanted.leaves_task else wanted.reason
         tids = procfs.tids(self._root, process.pid)
         record.forget_threads(set(record.seen) - set(tids))
         again = set(list(record.seen)[:AGAIN])
@@ -186,7 +204,7 @@ class Steering:
                     continue  # a zombie, a dead leader or a kernel thread: it has no memory
                 if threaded:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
-                    wanted = self._wanted(path) if path else Wanted(None, "")
+                    wanted = instead or self._wanted(path) if path else Wanted(None, "")
                     allowed = self._allowed(process.pid, tid)
                 seen = self._seen(record, tid, now, allowed, marks.get(tid), wanted)
             except OSError as error:
@@ -196,7 +214,7 @@ class Steering:
                 raise
             record.forget_threads({tid})
             record.seen[tid] = seen
-        return _Reading(dict(record.seen), frozenset(tids), stat.ppid, partial)
+        return _Reading(dict(record.seen), frozenset(tids), stat.ppid, partial, refusal, idle)
 
     def _allowed(self, pid: int, tid: int) -> frozenset[int]:
         return procfs.mems_allowed(procfs.status(self._root, pid, tid)) & self._memory_nodes()
@@ -223,7 +241,7 @@ class Steering:
                 decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
         if wanted.holds and decision.verb is Verb.RESTORE:
             decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
-        return Seen(shown, now, allowed, decision, wanted.policy, wanted.why)
+        return Seen(shown, now, allowed, decision, wanted)
 
     def _keep_marks(self, record: Record, reading: _Reading) -> None:
         """Marks follow what the kernel shows: of threads that are gone or carry nothing of ours they go, and what was
@@ -260,21 +278,36 @@ class Steering:
     # -- acting
 
     async def _act(
-        self, record: Record, policy: Mempolicy, why: str, verb: Verb, tids: Sequence[int]
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
     ) -> list[ThreadResult]:
         results: list[ThreadResult] = []
         for begin in range(0, len(tids), SLICE):
             some = tids[begin : begin + SLICE]
-            if self._observing():
+            if self._observing() and asked is not UNDO:
                 results += [ThreadResult(tid, Outcome.DEFERRED, "observe") for tid in some]
             elif verb is Verb.APPLY and not self._has_room(policy):
                 results += [ThreadResult(tid, Outcome.REFUSED, "headroom") for tid in some]
             else:
-                results += await self._write(record, policy, verb, some)
+                results += await self._permitted(record, policy, asked.key if verb is Verb.APPLY else "", verb, some)
         record.acted = _sentence(policy, results)
         record.acted_at = time.time()
-        self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
+        self._witness.application(record.cgroup, record.comm, record.process, policy, asked.why, results)
         return results
+
+    async def _permitted(
+        self, record: Record, policy: Mempolicy, key: str, verb: Verb, tids: Sequence[int]
+    ) -> list[ThreadResult]:
+        """The act on as many of the threads as the brakes allow."""
+        permit = self._brakes.permit(record.process, key, len(tids))
+        results: list[ThreadResult] = []
+        if permit.granted:
+            stopped = permit.granted  # whoever is cancelled in between may have stopped them
+            try:
+                results = await self._write(record, policy, verb, tids[: permit.granted])
+                stopped = sum(result.pause_ns > 0 or result.reason in UNTOLD for result in results)
+            finally:
+                self._brakes.done(record.process, key, permit.granted, stopped)
+        return results + [ThreadResult(tid, permit.outcome, permit.reason) for tid in tids[permit.granted :]]
 
     async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:
         """The act itself, with the ledger before and after: a daemon that dies in between still knows its own."""
@@ -284,6 +317,8 @@ class Steering:
             self._ledger.will_issue(policy)
             intents = {tid: record.seen[tid].decision.mark for tid in tids if tid in record.seen}
             self._ledger.set_marks(record.process, intents)
+        elif any(mark and mark.replaced != DEFAULT for mark in before.values()):
+            self._bequeath(record.process.pid, before)
         # What was looked at may be some time ago by then: an application's own policy, set since, is not overwritten.
         shown = {record.seen[tid].shown for tid in tids if tid in record.seen}
         results = await self._acts.apply(record.process, policy, tids, shown)
@@ -298,7 +333,28 @@ class Steering:
                 marks[result.tid] = before.get(result.tid)
             # Deferred may mean that the tracer was killed over it: the intent stays until the kernel is read again.
         self._ledger.set_marks(record.process, marks)
+        if verb is Verb.RESTORE:
+            self.given_back += sum(result.outcome is Outcome.APPLIED for result in results)
         return results
+
+    def _bequeath(self, pid: int, marks: Mapping[int, Mark | None]) -> None:
+        """Children that nobody has looked at yet have to get back the same (T3): after this it would not be known."""
+        heritage = marks.get(pid) or next(mark for mark in marks.values() if mark)
+        for child in self._children(pid):
+            try:
+                process = procfs.identify(self._root, child)
+                tids = procfs.tids(self._root, child)
+            except OSError:
+                continue
+            if not self._ledger.marks(process):
+                self._ledger.set_marks(process, dict.fromkeys(tids, heritage))
+                self._bequeath(child, {child: heritage})
+
+    def _children(self, pid: int) -> set[int]:
+        try:
+            return procfs.children(self._root, pid)
+        except OSError:
+            return set()  # it ended, or this kernel does not say
 
     def _has_room(self, policy: Mempolicy) -> bool:
         if policy.mode is not Mode.BIND:
@@ -321,15 +377,20 @@ class Steering:
                 else:
                     outcomes.append((result.outcome, result.reason))
         self._tell_contested(record, reading)
+        record.refusal = reading.refusal
+        if reading.refusal:
+            outcomes.append((Outcome.REFUSED, reading.refusal))
         if reading.partial:
             outcomes.append((Outcome.DEFERRED, "slow-to-read"))
         record.outcome, record.reason = worst(outcomes)
         record.outcomes = frozenset(outcome for outcome, _ in outcomes)
         record.reasons = frozenset(reason for _, reason in outcomes if reason)
         record.threads = len(reading.tids)
-        if reading.threads and not outcomes and not self._wanted(record.cgroup).leaves_task:
-            # Shown only where a policy reaches the cgroup and is blocked there.
-            record.outcome, record.reason = Outcome.DEFERRED, "blocked"
+        record.carrying = sum(seen.decision.verb is Verb.RESTORE for seen in reading.threads.values())
+        if reading.threads and not outcomes and reading.idle:
+            # Shown only where a policy reaches the cgroup, and is blocked there or undone.
+            record.outcome, record.reason = Outcome.DEFERRED, reading.idle
+        record.note = self._brakes.about(record.process, record.cgroup, record.reason)
         if reading.threads:
             leader = reading.threads.get(record.process.pid) or next(iter(reading.threads.values()))
             record.now = leader.now
@@ -341,7 +402,7 @@ class Steering:
         contested = {tid: seen for tid, seen in reading.threads.items() if seen.decision.outcome is Outcome.CONTESTED}
         fresh = contested.keys() - record.contested
         record.contested = frozenset(contested)
-        for policy, why in {(contested[tid].wanted, contested[tid].why) for tid in fresh}:
+        for policy, why in {(contested[tid].wanted, contested[tid].asked.why) for tid in fresh}:
             results = [
                 ThreadResult(tid, Outcome.CONTESTED, contested[tid].decision.reason, before=contested[tid].now)
                 for tid in sorted(fresh)

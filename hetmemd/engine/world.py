@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterable
 
 from hetmemd.engine.binding import Wish
-from hetmemd.engine.decide import issuable
+from hetmemd.engine.braking import policy_key
+from hetmemd.engine.decide import Wanted, issuable
 from hetmemd.engine.regionwise import Asked
-from hetmemd.engine.steering import Wanted
 from hetmemd.kernel import cgroupfs
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
@@ -121,11 +121,12 @@ class World:
             return Wanted(None, "I6: blocked" if reached else "T3: no policy reaches the cgroup", holds=self.holds)
         source = effective.inherited_from or effective.own
         why = f"{source.file}:{source.line}" if source else ""
+        policy = issuable(effective.placement.mempolicy, self.machine)
+        key = policy_key(policy, source.file if source else "")
         if scope(effective.placement.memory).is_inclusive:
             # The task's policy is left alone: what it has of ours, from before, it is rid of.
-            return Wanted(None, why, leaves_task=True)
-        policy = issuable(effective.placement.mempolicy, self.machine)
-        return Wanted(policy, why, overrides=effective.handling.foreign == "override")
+            return Wanted(None, why, key, leaves_task=True)
+        return Wanted(policy, why, key, overrides=effective.handling.foreign == "override")
 
     def wish(self, path: str) -> Wish:
         """What is asked of the regions of a process whose leader is in this cgroup (T1)."""
@@ -140,7 +141,7 @@ class World:
             handling.min_region,
             handling.foreign == "override",
         )
-        return Wish(asked, wanted.why, handling.min_age)
+        return Wish(asked, wanted.why, handling.min_age, key=wanted.key)
 
     def explain(self, path: str) -> Effective:
         """What holds or would hold for a cgroup, be it there or not (M2)."""

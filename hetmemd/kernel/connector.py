@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import struct
+import sys
 
 NETLINK_CONNECTOR = 11
 CN_IDX_PROC = 1
@@ -22,6 +24,9 @@ FORK = 0x1
 EXEC = 0x2
 EXIT = 0x80000000
 
+FATAL = frozenset({signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGSEGV, signal.SIGSYS})
+"""Signals by which the kernel ends a task for what the task did, signal(7)."""
+
 SIZE = 76
 """Of one event, the same for all kinds."""
 
@@ -33,8 +38,9 @@ SO_RCVBUFFORCE = 33
 Event = tuple[int, int, int, int, int, int, int, int]
 """Number answered, kind, nanoseconds (CLOCK_MONOTONIC), and five numbers by kind:
 
-FORK: parent tid, parent pid, child tid, child pid. EXEC: tid, pid. EXIT: tid, pid, status, signal, and the parent's pid
-since 4.18, 0 before. NONE: an errno; the number answered is that of the request plus 1."""
+FORK: parent tid, parent pid, child tid, child pid. EXEC: tid, pid. EXIT: tid, pid, status as
+wait(2) has it, signal for the parent, and the parent's pid since 4.18, 0 before. NONE: an errno; the number answered is
+that of the request plus 1."""
 
 _EVENT = struct.Struct("=28xI4xI4xQ4I4xI")
 _KIND = 36
@@ -119,25 +125,36 @@ class Filter:
     """A classic BPF program for `SO_ATTACH_FILTER` that drops what nobody here asks for, before it takes buffer space.
 
     Kept are acknowledgements, forks of processes and threads (their number is compared with the kernel's own), execs,
-    and exits of thread group leaders. Numbers are loaded in network order, hence the swapped constants. Keep the object
-    until the option was set: the kernel copies from its memory.
+    exits of thread group leaders, and exits of threads by a `FATAL` signal: the leader may have ended long before, and
+    all threads of a process that is ended so tell the same status (do_group_exit() in kernel/exit.c). Numbers are
+    loaded in network order, hence the swapped constants. Keep the object until the option was set: the kernel
+    copies from its memory.
     """
 
     def __init__(self) -> None:
-        # include/uapi/linux/bpf_common.h: LD|W|ABS 0x20, JMP|JEQ|K 0x15, JMP|JEQ|X 0x1d, MISC|TAX 0x07, RET|K 0x06
-        program = [
-            (0x20, 0, 0, _KIND),
-            (0x15, 7, 0, _swapped(FORK)),
-            (0x15, 6, 0, _swapped(EXEC)),
-            (0x15, 5, 0, _swapped(NONE)),
-            (0x15, 0, 5, _swapped(EXIT)),
-            (0x20, 0, 0, _FIRST),
-            (0x07, 0, 0, 0),
-            (0x20, 0, 0, _FIRST + 4),
-            (0x1D, 0, 1, 0),
-            (0x06, 0, 0, SIZE * 4),
-            (0x06, 0, 0, 0),
+        # include/uapi/linux/bpf_common.h: LD|W|ABS 0x20, LD|B|ABS 0x30, ALU|AND|K 0x54, JMP|JEQ|K 0x15, JMP|JEQ|X 0x1d,
+        # MISC|TAX 0x07, RET|K 0x06. Jumps are counted from the next instruction: `keep` and `drop` are the last two.
+        signals = sorted(FATAL)
+        body = [
+            (0x20, None, None, _KIND),
+            (0x15, "keep", None, _swapped(FORK)),
+            (0x15, "keep", None, _swapped(EXEC)),
+            (0x15, "keep", None, _swapped(NONE)),
+            (0x15, None, "drop", _swapped(EXIT)),
+            (0x20, None, None, _FIRST),
+            (0x07, None, None, 0),
+            (0x20, None, None, _FIRST + 4),
+            (0x1D, "keep", None, 0),
+            (0x30, None, None, _FIRST + 8 + (0 if sys.byteorder == "little" else 3)),
+            (0x54, None, None, 0x7F),
+            *((0x15, "keep", "drop" if number == signals[-1] else None, number) for number in signals),
         ]
+        places = {None: 0, "keep": len(body), "drop": len(body) + 1}
+        program = [
+            (code, *(places[where] - at - 1 if where else 0 for where in (yes, no)), number)
+            for at, (code, yes, no, number) in enumerate(body)
+        ]
+        program += [(0x06, 0, 0, SIZE * 4), (0x06, 0, 0, 0)]
         code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
         self._code = ctypes.create_string_buffer(code, len(code))
         self.option = struct.pack("HP", len(program), ctypes.addressof(self._code))

@@ -30,6 +30,15 @@ class ProcessId(NamedTuple):
     """Clock ticks after boot, field 22 of /proc/PID/stat."""
 
 
+class Executable(NamedTuple):
+    """The program that a process runs, whatever became of its file."""
+
+    path: str
+    """In the process's own mount namespace, as far as the reader can see it; of a file that was removed, its last."""
+    device: int
+    inode: int
+
+
 @dataclass(frozen=True, slots=True)
 class Stat:
     """Fields of /proc/PID/stat or /proc/PID/task/TID/stat."""
@@ -89,6 +98,24 @@ def status(root: Root, pid: int, tid: int | None = None) -> dict[str, str]:
     """`Name: value` lines of status, values stripped."""
     text = root.read_text(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
     return {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n")) if key}
+
+
+def children(root: Root, pid: int) -> set[int]:
+    """Pids of the processes that its threads have forked, as far as they are still its children."""
+    names = (f"/proc/{pid}/task/{tid}/children" for tid in tids(root, pid))
+    return {int(child) for name in names for child in root.read_text(name).split()}
+
+
+def users(fields: dict[str, str]) -> frozenset[int]:
+    """Real and effective user id, from `status` fields."""
+    return frozenset(int(number) for number in fields["Uid"].split()[:2])
+
+
+def executable(root: Root, pid: int) -> Executable:
+    """From /proc/PID/exe. `OSError`: ENOENT for kernel threads and zombies, EACCES without PTRACE_MODE_READ."""
+    name = root.name(f"/proc/{pid}/exe")
+    found = os.stat(name)  # noqa: PTH116 (the link is no path: it leads to the file itself, even to a removed one)
+    return Executable(os.readlink(name).removesuffix(" (deleted)"), found.st_dev, found.st_ino)  # noqa: PTH115
 
 
 def mems_allowed(fields: dict[str, str]) -> frozenset[int]:

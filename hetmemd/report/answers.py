@@ -27,6 +27,12 @@ def status(snapshot: Snapshot) -> JSONObject:
         "started_at": snapshot.started_at,
         "at": snapshot.at,
         "observing": snapshot.observing,
+        "observing_by": snapshot.switched_by,
+        "held": [
+            {"kind": hold.kind, "what": hold.what, "why": hold.why, "since": hold.since, "detail": hold.detail}
+            for hold in snapshot.holds
+        ],
+        "crashes_after_act": snapshot.crashes,
         "cgroups": [cgroup_summary(view) for view in sorted(snapshot.cgroups, key=lambda view: view.effective.cgroup)],
         "files": [{"path": file.path, "state": file.state, "faults": list(file.faults)} for file in snapshot.files],
         "sources": [
@@ -83,6 +89,7 @@ def task_view(task: TaskView) -> JSONObject:
         "comm": task.comm,
         "outcome": task.outcome,
         "reason": task.reason,
+        "note": task.note,
         "threads": task.threads,
         "policy_now": task.policy_now,
         "bytes_by_node": by_node(task.bytes_by_node),

@@ -1,4 +1,5 @@
-"""The methods of `org.hetmemd`: every answer comes from the newest snapshot, and from /proc for one process."""
+"""The methods of `org.hetmemd`: answers come from the newest snapshot, and from /proc for one process; orders are
+passed on, for root alone."""
 
 # No postponed annotations here: asyncvarlink makes the types of parameters from them.
 
@@ -7,22 +8,35 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import psutil
 from asyncvarlink import varlinkmethod
-from asyncvarlink.serviceinterface import InvalidParameter
+from asyncvarlink.serviceinterface import InvalidParameter, PermissionDenied
 
-from hetmemd.kernel import procfs
+from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Effective
 from hetmemd.report import answers
-from hetmemd.report.interface import Interface, NoSuchCgroup, NoSuchProcess, NotReady
+from hetmemd.report.interface import Failed, Interface, NoSuchCgroup, NoSuchProcess, NotReady
 from hetmemd.report.publish import Publisher
 from hetmemd.report.snapshot import Snapshot
 
 Resolve = Callable[[str], Effective | None]
 """The effective policy of a cgroup that the snapshot does not hold; None where there is no such cgroup."""
+
+CALLER: ContextVar[int] = ContextVar("uid of the caller", default=-1)
+"""Set by whoever passes a call on."""
+
+
+class Orders(Protocol):
+    """Who does what root asks for: `engine.orders.Orders`. `OSError`: nothing was done."""
+
+    async def undo(self, cgroup: str | None, pid: int | None, dry_run: bool) -> dict[str, Any]: ...
+
+    def release(self, what: str | None) -> list[dict[str, Any]]: ...
+
 
 KERNEL_SECONDS = 2.0
 """numa_maps takes the process's mmap lock, which can be held for long: then its answer is left out."""
@@ -32,8 +46,11 @@ _THREADS_SHOWN = 64
 class Inquiry(Interface):
     """Memory policies of cgroups: what holds and why."""
 
-    def __init__(self, publisher: Publisher, root: Root, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, publisher: Publisher, root: Root, resolve: Resolve | None = None, orders: Orders | None = None
+    ) -> None:
         self._publisher = publisher
+        self._orders = orders
         self._root = root
         self._resolve = resolve
         # Threads of its own: a read that hangs on a lock must not take those that move pages.
@@ -67,6 +84,32 @@ class Inquiry(Interface):
     @varlinkmethod(return_parameter="files", allow_foreign=True)
     async def Check(self) -> Any:
         return (await self._status())["files"]
+
+    @varlinkmethod(return_parameter="answer", allow_foreign=True)
+    async def Undo(self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False) -> Any:
+        orders = self._for_root()
+        if cgroup is not None and pid is not None:
+            raise InvalidParameter(parameter="cgroup")
+        if cgroup is not None:
+            cgroup = "/" + cgroup.strip("/")
+        try:
+            return await orders.undo(cgroup, pid, dry_run)
+        except OSError as error:
+            if pid is not None and libc.is_gone(error):
+                raise NoSuchProcess(pid=pid) from None
+            raise Failed(why=str(error)) from None
+
+    @varlinkmethod(return_parameter="released", allow_foreign=True)
+    async def Release(self, *, what: str | None = None) -> Any:
+        try:
+            return self._for_root().release(what)
+        except OSError as error:
+            raise Failed(why=str(error)) from None
+
+    def _for_root(self) -> Orders:
+        if CALLER.get() != 0 or self._orders is None:
+            raise PermissionDenied()
+        return self._orders
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)

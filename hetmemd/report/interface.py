@@ -31,10 +31,18 @@ class NoSuchProcess(TypedVarlinkErrorReply, interface="org.hetmemd"):
         pid: int
 
 
-class Interface(VarlinkInterface, name="org.hetmemd"):
-    """Memory policies of cgroups: what holds and why. Methods that read are for everybody."""
+class Failed(TypedVarlinkErrorReply, interface="org.hetmemd"):
+    """It could not be done, and nothing was: why."""
 
-    errors = (NotReady, NoSuchCgroup, NoSuchProcess)
+    class Parameters:
+        why: str
+
+
+class Interface(VarlinkInterface, name="org.hetmemd"):
+    """Memory policies of cgroups: what holds and why. Methods that read are for everybody; Undo and Release are
+    for root."""
+
+    errors = (NotReady, NoSuchCgroup, NoSuchProcess, Failed)
 
     @varlinkmethod(return_parameter="status", allow_foreign=True)
     async def Status(self) -> Any:
@@ -49,4 +57,15 @@ class Interface(VarlinkInterface, name="org.hetmemd"):
     @varlinkmethod(return_parameter="files", allow_foreign=True)
     async def Check(self) -> Any:
         """The policy files as the service took them: a list of objects with `path`, `state` and `faults`."""
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="answer", allow_foreign=True)
+    async def Undo(self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False) -> Any:
+        """Give back what was replaced, in a cgroup and all below it, in a process, or everywhere; from then on nothing
+        is given to them until Release. What `hetmemctl undo --json` prints."""
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="released", allow_foreign=True)
+    async def Release(self, *, what: str | None = None) -> Any:
+        """End what is held under this name, or everything: a list of objects with `kind`, `what` and `why`."""
         raise NotImplementedError

@@ -122,6 +122,21 @@ def stopped(kept: int) -> None:
     event(messages.STOPPED, logging.INFO, f"hetmemd stops; policies stay in force in {kept} threads", kept=kept)
 
 
+def kept(why: str) -> None:
+    """Policies stay in force though `on_stop` is restore."""
+    event(messages.KEPT, logging.INFO, f"policies stay in force: {why}")
+
+
+def given_back(threads: int, left: Sequence[tuple[int, str, str]]) -> None:
+    """At a stop (L2). `left`: what could not be rid of its policy in time, as (pid, comm, reason)."""
+    text = f"what was replaced was given back to {threads} {_plural('thread', threads)}"
+    if left:
+        shown = ", ".join(f"{comm}[{pid}] ({reason})" for pid, comm, reason in left[:20])
+        more = f" and {len(left) - 20} more" if len(left) > 20 else ""
+        text += f"; left, and kept in the ledger: {shown}{more}"
+    event(messages.GIVEN_BACK, logging.WARNING if left else logging.INFO, text, threads=threads, left=len(left))
+
+
 def reloaded() -> None:
     event(messages.RELOADED, logging.INFO, "settings and policy files were read again")
 
@@ -150,6 +165,17 @@ def observing(on: bool, why: str) -> None:
     """`why` names the setting or the file."""
     what = "nothing is applied or moved, only measured" if on else "policies are applied and pages moved again"
     event(messages.OBSERVING, logging.WARNING, f"{why}: {what}", observing=int(on))
+
+
+def held(kind: str, what: str, why: str) -> None:
+    """Stopped until somebody releases it; `kind` as in `snapshot.HoldView`."""
+    level = logging.WARNING if kind in ("cgroup", "process") else logging.ERROR
+    text = f"{kind} {what} is held: {why}; hetmemctl release {what}"
+    event(messages.HELD, level, text, held=kind, what=what)
+
+
+def released(kind: str, what: str) -> None:
+    event(messages.RELEASED, logging.WARNING, f"{kind} {what} is released", held=kind, what=what)
 
 
 def limitation(note: str) -> None:

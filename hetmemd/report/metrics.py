@@ -65,6 +65,18 @@ DECLARATIONS = _declare(
     ("start_timestamp_seconds", "gauge", "", "When the daemon started, seconds since the epoch."),
     ("snapshot_timestamp_seconds", "gauge", "", "When the state shown here was published, seconds since the epoch."),
     ("observing", "gauge", "", "1 while the kill switch is on and nothing is applied or moved, else 0."),
+    (
+        "held",
+        "gauge",
+        "kind",
+        "What is held until hetmemctl release: executables and policies after a crash, cgroups and processes by undo.",
+    ),
+    (
+        "crashes_after_act_total",
+        "counter",
+        "",
+        "Processes that died of SIGSEGV, SIGBUS, SIGILL, SIGSYS or SIGTRAP within crash_window of an act.",
+    ),
     ("limitations", "gauge", "", "How many things this machine cannot do; hetmemctl status names them."),
     ("cgroups", "gauge", "state", "Cgroups that a policy reaches, by state."),
     (
@@ -155,6 +167,7 @@ DECLARATIONS = _declare(
 )
 
 STATES = ("active", "blocked", "conflict", "default")
+HELD = ("executable", "policy", "cgroup", "process")
 FILE_STATES = ("in-force", "last-good", "rejected", "masked", "mask")
 FAILURES: dict[Outcome, tuple[str, ...]] = {
     Outcome.DEFERRED: (
@@ -167,10 +180,12 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "shared-memory",
         "short-io",
         "signals",
+        "stop-rate",
         "stub",
         "timeout",
         "traced",
         "tracer-died",
+        "trial",
         "uninterruptible",
     ),
     Outcome.FOREIGN: (),
@@ -185,11 +200,15 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "vdso",
     ),
     Outcome.REFUSED: (
+        "crashed",
+        "denied-executable",
+        "denied-user",
         "headroom",
         "init",
         "internal-error",
         "kcmp",
         "permission",
+        "policy-held",
         "proc-mem",
         "readback",
         "seccomp",
@@ -233,6 +252,9 @@ def _build(moment: Moment) -> Iterator[Sample]:
 def _machine(moment: Moment) -> Iterator[Sample]:
     if moment.snapshot:
         yield "observing", (), moment.snapshot.observing
+        for kind in HELD:
+            yield "held", (kind,), sum(hold.kind == kind for hold in moment.snapshot.holds)
+        yield "crashes_after_act_total", (), moment.snapshot.crashes
         yield "limitations", (), len(moment.snapshot.notes)
         for node, weight in sorted((moment.snapshot.kernel_weights or {}).items()):
             yield "kernel_weight", (node,), weight

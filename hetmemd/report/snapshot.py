@@ -33,6 +33,8 @@ class TaskView:
     last_action: str = ""
     """One line: what was done last, with its errno."""
     last_action_at: float = 0.0
+    note: str = ""
+    """One sentence on the reason, where there is more to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,20 @@ class SourceView:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldView:
+    """Something that was stopped until somebody releases it."""
+
+    kind: str
+    """`executable` (a process that runs it died soon after an act), `policy` (one of its first tasks did), `cgroup` or
+    `process` (hetmemctl undo)."""
+    what: str
+    """Its name for `hetmemctl release`."""
+    why: str
+    since: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     at: float
     version: str
@@ -90,3 +106,8 @@ class Snapshot:
     """The kernel's global weighted-interleave table, None before 6.9."""
     scans: int
     last_scan_seconds: float
+    switched_by: str = ""
+    """What turned the kill switch on: a setting or a file."""
+    holds: tuple[HoldView, ...] = ()
+    crashes: int = 0
+    """Processes that died of a fatal signal soon after an act, since the start."""

@@ -1,7 +1,7 @@
 """The control socket: Varlink over /run/hetmemd/control, in the daemon's own loop.
 
-Its methods only read, and what they tell is no secret on a machine where /proc is not one either, so that everybody
-may connect (0666). What changes something will ask for uid 0, by SO_PEERCRED.
+Most of its methods only read, and what they tell is no secret on a machine where /proc is not one either, so that
+everybody may connect (0666). What changes something asks for uid 0, by SO_PEERCRED.
 
 Nobody who connects can hold up the loop: reads are small, a connection has one call at a time, whose reply must be
 taken before the next is looked at, users other than root have a number of connections and calls each, and what is
@@ -33,7 +33,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 import hetmemd
 from hetmemd.kernel.root import Root
 from hetmemd.report import SOCKET
-from hetmemd.report.inquiry import Inquiry, Resolve
+from hetmemd.report.inquiry import CALLER, Inquiry, Orders, Resolve
 from hetmemd.report.publish import Publisher
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class _Connection(VarlinkInterfaceServerProtocol):
 
     async def _answer(self, call: VarlinkMethodCall) -> None:
         await self._control.turn(self.uid)
+        CALLER.set(self.uid)  # for this task, and for those that it makes
         self._reply = None
         work = super().call_received(call, None)
         if work is not None:
@@ -150,12 +151,18 @@ class Control:
     """The socket. `await start()`, then `close()`; both in the loop."""
 
     def __init__(
-        self, publisher: Publisher, root: Root | None = None, resolve: Resolve | None = None, path: str = SOCKET
+        self,
+        publisher: Publisher,
+        root: Root | None = None,
+        resolve: Resolve | None = None,
+        orders: Orders | None = None,
+        path: str = SOCKET,
     ) -> None:
-        """`path` hangs on `root`; `resolve` answers for cgroups that no policy reaches."""
+        """`path` hangs on `root`; `resolve` answers for cgroups that no policy reaches; `orders` does what changes
+        something."""
         root = root or Root()
         self._path = root.name(path)
-        self._inquiry = Inquiry(publisher, root, resolve)
+        self._inquiry = Inquiry(publisher, root, resolve, orders)
         self.registry = VarlinkInterfaceRegistry()
         self.registry.register_interface(self._inquiry)
         self.registry.register_interface(

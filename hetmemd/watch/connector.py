@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from hetmemd.kernel import connector as cn
 from hetmemd.kernel.root import Root
-from hetmemd.watch.hint import Hint, TaskHint
+from hetmemd.watch.hint import CrashHint, Hint, TaskHint
 from hetmemd.watch.source import Deliver, Source
 
 PACE = 0.02
@@ -64,7 +64,7 @@ class ConnectorSource(Source):
         self._filtered = True
         self._silences = 0
         self._repair: asyncio.Task[None] | None = None
-        self._young: list[tuple[int, TaskHint]] = []
+        self._young: list[tuple[int, Hint]] = []
         self.forks = 0
         """Forks seen, of processes and threads: what `processes` in /proc/stat grows by."""
         self._unseen = 0
@@ -206,20 +206,21 @@ class ConnectorSource(Source):
             # Before that somebody else's subscription brings events, and a scan is still to come.
             self._settle(hints)
 
-    def _receive(self) -> tuple[bool, list[tuple[int, TaskHint]]]:
+    def _receive(self) -> tuple[bool, list[tuple[int, Hint]]]:
         """Take up to a slice: whether the queue is empty, and what is left of it to look at, each with its time.
 
-        A process that was forked and ended within the batch is not mentioned, nor is an exec before the end. Ends come
-        first, then forks, then execs: for each pid that is the order in which they happened.
+        A process that was forked and ended within the batch is not mentioned, nor is an exec before the end. Crashes
+        and ends come first, then forks, then execs: for each pid that is the order in which they happened.
         """
         assert self._socket is not None
         descriptor = self._socket.fileno()
-        fork, execute, leave = cn.FORK, cn.EXEC, cn.EXIT
+        fork, execute, leave, fatal = cn.FORK, cn.EXEC, cn.EXIT, cn.FATAL
         count = forks = 0
         # Plain numbers until the batch is over: most of what comes is gone by then.
         forked: dict[int, tuple[int, int]] = {}
         executed: dict[int, int] = {}
         ended: dict[int, int] = {}
+        crashed: dict[int, int] = {}
         empty = False
         for _ in range(_SLICE):
             try:
@@ -239,6 +240,8 @@ class ConnectorSource(Source):
                     if c == d:
                         forked[c] = when, b
                 elif kind == leave:
+                    if c and c & 0x7F in fatal:
+                        crashed[b] = c
                     if a == b:
                         if executed:
                             executed.pop(a, None)
@@ -250,7 +253,8 @@ class ConnectorSource(Source):
                     self._answer(number, a)
         self.events += count
         self.forks += forks
-        hints = [(0, TaskHint(pid, pid, "exit", parent)) for pid, parent in ended.items()]
+        hints: list[tuple[int, Hint]] = [(0, CrashHint(pid, c & 0x7F, bool(c & 0x80))) for pid, c in crashed.items()]
+        hints += [(0, TaskHint(pid, pid, "exit", parent)) for pid, parent in ended.items()]
         hints += [(when, TaskHint(pid, pid, "fork", parent)) for pid, (when, parent) in forked.items()]
         hints += [(when, TaskHint(pid, pid, "exec", 0)) for pid, when in executed.items()]
         return empty, hints
@@ -261,14 +265,14 @@ class ConnectorSource(Source):
             self._answers[number] = code
             self._answered.set()
 
-    def _settle(self, fresh: Sequence[tuple[int, TaskHint]]) -> None:
+    def _settle(self, fresh: Sequence[tuple[int, Hint]]) -> None:
         """Deliver what is old enough, and the rest a little later, in order."""
         waiting = [*self._young, *fresh]
         self._young = []
         limit = time.monotonic_ns() - SETTLE_NS
         hints: list[Hint] = []
         for index, (when, hint) in enumerate(waiting):
-            if when > limit and hint.why == "fork":
+            if when > limit and isinstance(hint, TaskHint) and hint.why == "fork":
                 self._young = waiting[index:]
                 self._later("settle", SETTLE_NS / 1e9, self._settle_rest)
                 break

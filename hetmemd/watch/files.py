@@ -25,7 +25,7 @@ from hetmemd.watch import inotify
 from hetmemd.watch.hint import FilesHint
 from hetmemd.watch.source import Deliver
 
-FILES = (settings.PATH, settings.OBSERVE_FILE)
+FILES = (settings.PATH, *settings.OBSERVE_FILES)
 
 SETTLE = 0.05
 """Seconds from the first complete change to the hint: a package or a sync brings several files at once."""

@@ -36,6 +36,19 @@ class TaskHint:
 
 
 @dataclass(frozen=True, slots=True)
+class CrashHint:
+    """A process was ended by a signal that the kernel sends for what a task did, such as SIGSEGV.
+
+    Told once for each of its threads that ended so; all of them give the same signal.
+    """
+
+    pid: int
+    signal: int
+    dumped: bool
+    """A core dump was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class FilesHint:
     """A policy file, the settings or the kill switch changed, and the change is complete."""
 
@@ -54,4 +67,4 @@ class LostHint:
     source: str
 
 
-Hint = CgroupHint | CgroupGone | TaskHint | FilesHint | CpusetHint | LostHint
+Hint = CgroupHint | CgroupGone | TaskHint | CrashHint | FilesHint | CpusetHint | LostHint

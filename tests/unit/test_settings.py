@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hetmemd import settings
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Handling
-from hetmemd.settings import Kernel, Settings, SettingsError
+from hetmemd.settings import BrakeSettings, Kernel, Settings, SettingsError
 
 SHIPPED = Path(__file__).parents[2] / "etc/hetmemd.toml"
 
@@ -43,10 +43,11 @@ def test_the_shipped_file_shows_every_key_with_its_default() -> None:
     shown, wrong = settings.parse(text.encode())
     assert wrong == ()
     general, _, rest = text.partition("[kernel]")
-    kernel, _, handling = rest.partition("[defaults]")
-    for part, known in ((general, Settings), (kernel, Kernel), (handling, Handling)):
+    kernel, _, rest = rest.partition("[brakes]")
+    brakes, _, handling = rest.partition("[defaults]")
+    for part, known in ((general, Settings), (kernel, Kernel), (brakes, BrakeSettings), (handling, Handling)):
         named = set(re.findall(r"^([a-z_]+) = ", part, flags=re.MULTILINE))
-        assert named == {field.name for field in dataclasses.fields(known)} - {"notes", "defaults", "kernel"}
+        assert named == {field.name for field in dataclasses.fields(known)} - {"defaults", "kernel", "brakes"}
     assert dataclasses.replace(shown, defaults=Handling(), tls_certificate=None, tls_key=None, burst=None) == Settings()
     assert dataclasses.replace(shown.defaults, rate_total=None, burst=None) == Handling()
     assert shown.burst == Settings().rate, "the text says: one second of the rate"
@@ -148,10 +149,40 @@ def test_the_kernels_weights() -> None:
     assert taken('{ 0 = 3, cpuless = 1, "tier:22" = 255 }') == {"0": 3, "cpuless": 1, "tier:22": 255}
 
 
-def test_restore_is_taken_and_said_to_have_no_effect() -> None:
-    found, wrong = settings.parse(b'on_stop = "restore"')
+def test_brakes() -> None:
+    text = b"""[brakes]
+first_tasks = 0
+stops_per_second = 10
+crash_window = "1min"
+deny_executables = ["/usr/lib/jvm/**", "/opt/db*/bin/db"]
+deny_users = ["oracle", 1001]
+"""
+    found, wrong = settings.parse(text)
     assert not wrong
-    assert "not yet supported" in found.notes[0]
+    brakes = found.brakes
+    assert (brakes.first_tasks, brakes.stops_per_second, brakes.crash_window) == (0, 10, 60.0)
+    assert brakes.deny_users == ("oracle", 1001)
+    assert any(each.matches("/usr/lib/jvm/x/bin/java") for each in brakes.deny_executables)
+    assert not any(each.matches("/bin/sh") for each in brakes.deny_executables)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("stops_per_second = 0", "kill switch"),
+        ('deny_executables = ["java"]', "full path"),
+        ('deny_executables = ["/usr//java"]', "level"),
+        ('deny_executables = "/usr/bin/java"', "a list"),
+        ("deny_users = [true]", "uid"),
+        ("deny_users = [-1]", "uid"),
+        ('deny_users = [""]', "uid"),
+        ('deny_user = ["x"]', "deny_users"),
+    ],
+)
+def test_faults_of_brakes(line: str, says: str) -> None:
+    (fault,) = faults(f"[brakes]\n{line}\n")
+    assert fault.startswith("/etc/hetmemd.toml:2: ")
+    assert says in fault
 
 
 def refused(root: Root) -> str:

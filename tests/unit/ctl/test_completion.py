@@ -26,7 +26,7 @@ def complete(line: str) -> list[str]:
 
 
 def test_verbs() -> None:
-    verbs = ["status", "explain", "check", "weights", "bind", "move", "completion"]
+    verbs = ["status", "explain", "check", "weights", "bind", "move", "undo", "release", "observe", "completion"]
     assert complete("hetmemctl ") == sorted([*verbs, "--help", "--version"])
     assert complete("hetmemctl st") == ["status"]
 

@@ -44,7 +44,7 @@ def with_free(tmp_path: Path) -> Callable[..., HasRoom]:
 
 async def _asked(root: Root, policy: Mempolicy) -> bool:
     unused: Callable[..., None] = lambda *_: None  # noqa: E731
-    steering = Steering(root, *[unused] * 7)  # type: ignore[arg-type]
+    steering = Steering(root, *[unused] * 8)  # type: ignore[arg-type]
     try:
         return steering._has_room(policy)
     finally:

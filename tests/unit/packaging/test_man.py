@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd import service, settings
+from hetmemd import instance, service, settings
 from hetmemd.ctl import completion
 from hetmemd.ctl.main import parser
+from hetmemd.engine.holds import PATH as HOLDS
 from hetmemd.engine.kernel_table import PATH as KERNEL_TABLE
 from hetmemd.engine.ledger import PATH as LEDGER
 from hetmemd.policy import language, last_good
@@ -157,19 +158,22 @@ def test_every_option_and_setting_of_the_daemon(capsys: pytest.CaptureFixture[st
         service.main(["--help"])
     usage = capsys.readouterr().out
     assert options(section("hetmemd.8", "OPTIONS")) == set(re.findall(r"(?<![\w-])--?[a-z]+", usage))
-    names = {entry.name for entry in dataclasses.fields(settings.Settings)} - {"notes"}
+    names = {entry.name for entry in dataclasses.fields(settings.Settings)}
     assert items(section("hetmemd.8", "SETTINGS"), "Ic") == names
+    brakes = {entry.name for entry in dataclasses.fields(settings.BrakeSettings)}
+    assert items(section("hetmemd.8", "BRAKES"), "Va") == brakes
 
 
 def test_files_of_the_daemon() -> None:
     files = section("hetmemd.8", "FILES")
     paths = (
         settings.PATH,
-        settings.OBSERVE_FILE,
+        *settings.OBSERVE_FILES,
         SOCKET,
         LEDGER,
+        HOLDS,
         KERNEL_TABLE,
-        service.LOCK,
+        instance.LOCK,
         last_good.FOLDER,
         *language.DIRECTORIES,
     )

@@ -333,7 +333,7 @@ def test_a_descriptor_that_is_lost_is_noted(top: Path) -> None:
 
 def test_ways_name_what_matters_in_each_directory(top: Path) -> None:
     places = ways(Root(top))
-    assert places[str(top)] == {"etc", "run", "usr"}
+    assert places[str(top)] == {"etc", "run", "usr", "var"}
     assert places[f"{top}/etc"] == {"hetmemd.d", "hetmemd.toml"}
     assert places[f"{top}/etc/hetmemd.d"] == {"*.toml"}
     assert places[f"{top}/run"] == {"hetmemd", "hetmemd.d"}

@@ -1,0 +1,219 @@
+"""The brakes at work: asked before each act, told what came of it, and heard of whoever dies soon after one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pwd
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hetmemd.engine.brakes import Act, Stops, Trials, Watch, denied
+from hetmemd.engine.holds import Hold, Holds
+from hetmemd.engine.ledger import BOOT_ID, Ledger
+from hetmemd.kernel import libc, procfs
+from hetmemd.kernel.procfs import Executable, ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.policy.pattern import Pattern
+from hetmemd.remote.result import Outcome
+from hetmemd.report import journal
+from hetmemd.settings import BrakeSettings
+
+log = logging.getLogger(__name__)
+
+UNTOLD = frozenset({"timeout", "tracer-died"})
+"""Reasons for which a thread may have been held though no pause is known."""
+OF = " of "
+"""Between a policy's value and its file, in the key of a policy."""
+
+
+def policy_key(value: object, file: str) -> str:
+    """`bind=static:1 of /etc/hetmemd.d/50-a.toml`: what is tried, and held, as one policy."""
+    return f"{value}{OF}{file}"
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    granted: int
+    """Threads that may be stopped now."""
+    outcome: Outcome = Outcome.DEFERRED
+    """What becomes of the others, and why."""
+    reason: str = ""
+
+
+class Brakes:
+    """One for the daemon, or for whoever acts in its place."""
+
+    def __init__(self, root: Root, ledger: Ledger, found: BrakeSettings, rescan: Callable[[], None]) -> None:
+        """`rescan` has everything looked at again: something may be done now that could not be before, or no more."""
+        self._root = root
+        self._ledger = ledger
+        self._rescan = rescan
+        self.holds = Holds(root, root.read_text(BOOT_ID).strip())
+        self._watch = Watch(found.crash_window)
+        self._trials = Trials(ledger.tried, found.first_tasks, found.first_seconds)
+        self._stops = Stops(found.stops_per_second, found.stops_per_second_each)
+        self._patterns: tuple[Pattern, ...] = ()
+        self._uids: frozenset[int] = frozenset()
+        self._before: dict[ProcessId, Act | None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.gives_all_back = False
+        """The daemon stops, and gives back everything (L2)."""
+        self.crashes = 0
+        """Processes that died of a fatal signal soon after an act, since the start."""
+        self.notes: tuple[str, ...] = ()
+        """What of the settings means nothing on this machine."""
+        self.configure(found)
+
+    def configure(self, found: BrakeSettings) -> None:
+        """Put settings to use; what is counted goes on."""
+        self._watch.seconds = found.crash_window
+        self._trials.most, self._trials.seconds = found.first_tasks, found.first_seconds
+        self._stops.machine, self._stops.each = found.stops_per_second, found.stops_per_second_each
+        self._patterns = found.deny_executables
+        uids, unknown = set(), []
+        for user in found.deny_users:
+            try:
+                uids.add(user if isinstance(user, int) else pwd.getpwnam(user).pw_uid)
+            except KeyError:
+                unknown.append(user)
+        self._uids = frozenset(uids)
+        self.notes = tuple(f"deny_users: there is no user {user!r} on this machine" for user in unknown)
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    # -- asked
+
+    def refusal(self, process: ProcessId) -> str:
+        """Why nothing may be done to a process whatever is wanted of it; empty where it may. Called in any thread.
+
+        `OSError` where it is gone, or where that cannot be found out.
+        """
+        if not (self._patterns or self._uids or self.holds.has("executable")):
+            return ""
+        executable = self._executable(process)
+        users = procfs.users(procfs.status(self._root, process.pid)) if self._uids else frozenset()
+        reason = denied(executable, users, self._patterns, self._uids)
+        if not reason and executable and self.holds.executable(executable):
+            return "crashed"
+        return reason
+
+    def undone(self, process: ProcessId, cgroup: str) -> bool:
+        """Whether what it was given is to be given back, and nothing is given again (hetmemctl undo)."""
+        return self.gives_all_back or bool(self.holds.cgroup(cgroup) or self.holds.process(process))
+
+    def about(self, process: ProcessId, cgroup: str, reason: str) -> str:
+        """A sentence for a person on a reason that stands in `status`; empty where the word says it all."""
+        hold: Hold | None = None
+        if reason == "crashed":
+            try:
+                executable = self._executable(process)
+            except OSError:
+                return ""
+            hold = self.holds.executable(executable) if executable else None
+        elif reason == "undone":
+            hold = self.holds.cgroup(cgroup) or self.holds.process(process)
+        return hold.why if hold else ""
+
+    def permit(self, process: ProcessId, policy: str, count: int) -> Permit:
+        """Asked right before `count` threads are stopped; those that are granted are an act from then on, and `done`
+        must be told. `policy` is a `policy_key`, empty where something is given back."""
+        at = time.monotonic()
+        try:
+            if reason := self.refusal(process):
+                return Permit(0, Outcome.REFUSED, reason)
+            executable = self._executable(process)
+        except OSError as error:
+            if libc.is_gone(error):
+                return Permit(0, Outcome.GONE, "exited")
+            return Permit(0, Outcome.REFUSED, "unreadable")
+        if policy and self.holds.policy(policy):
+            return Permit(0, Outcome.REFUSED, "policy-held")
+        if policy and not self._trials.admits(policy, process, at):
+            return Permit(0, Outcome.DEFERRED, "trial")
+        granted = self._stops.take(process, count, at)
+        if granted and executable:
+            self._before[process] = self._watch.acted(process, Act(executable, policy, at))
+        if self._timer is None and (end := self._trials.next_end()) is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(end - at, 0.0) + 0.01, self._end_trials)
+        return Permit(granted, Outcome.DEFERRED, "stop-rate")
+
+    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None:
+        """What came of an act: how many threads were stopped of those that were granted."""
+        self._stops.put_back(process, granted - stopped)
+        before = self._before.pop(process, None)
+        if not stopped:
+            # Nothing was done to it: what becomes of it now is its own affair.
+            self._watch.forget(process, before)
+            if policy:
+                self._trials.withdraw(policy, process)
+
+    def _executable(self, process: ProcessId) -> Executable | None:
+        return procfs.executable(self._root, process.pid)
+
+    # -- told
+
+    def crashed(self, pid: int, number: int, dumped: bool) -> None:
+        """A process died of a fatal signal: if it was acted on a moment ago, that is over for its executable."""
+        at = time.monotonic()
+        found = self._watch.died(pid, at)
+        if found is None:
+            return
+        process, act = found
+        self.crashes += 1
+        given = f"it was given {act.policy}" if act.policy else "it was given back what it had"
+        dump = ", core dumped" if dumped else ""
+        why = f"process {pid} died of {signal.Signals(number).name}{dump} {at - act.at:.1f} s after {given}"
+        program = act.executable
+        self._hold(Hold("executable", program.path, why, time.time(), program.device, program.inode))
+        if self._trials.failed(act.policy, process):
+            self._hold(Hold("policy", act.policy.partition(OF)[2], why, time.time(), detail=act.policy))
+        self._rescan()
+
+    def _hold(self, hold: Hold) -> None:
+        try:
+            if self.holds.add(hold):
+                journal.held(hold.kind, hold.what, hold.why)
+        except OSError as error:
+            journal.held(hold.kind, hold.what, hold.why)
+            log.error("this is not kept over a restart: %s", error)
+
+    def _end_trials(self) -> None:
+        self._timer = None
+        at = time.monotonic()
+        finished = self._trials.finished(at)
+        for key in finished:
+            self._ledger.was_tried(key)
+        if (end := self._trials.next_end()) is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(end - at, 0.0) + 0.01, self._end_trials)
+        if finished:
+            self._rescan()
+
+    # -- by hand
+
+    def undo(self, cgroup: str | None, process: ProcessId | None) -> None:
+        """From now on nothing is given to this cgroup and those below it, or to this process. `OSError`."""
+        why = "hetmemctl undo"
+        if process is not None:
+            hold = Hold("process", str(process.pid), why, time.time(), detail=self._boot(), start=process.start)
+        else:
+            hold = Hold("cgroup", cgroup or "/", why, time.time())
+        if self.holds.add(hold):
+            journal.held(hold.kind, hold.what, why)
+
+    def release(self, what: str | None) -> list[Hold]:
+        """`OSError`: nothing was released."""
+        released = self.holds.release(what)
+        for hold in released:
+            journal.released(hold.kind, hold.what)
+        if released:
+            self._rescan()
+        return released
+
+    def _boot(self) -> str:
+        return self._root.read_text(BOOT_ID).strip()

@@ -1,0 +1,220 @@
+"""Giving back what was given: everywhere, in a cgroup, or in one process. By the service (`hetmemctl undo`, and its own
+stop, L2), and by hetmemctl itself when there is no service: the same code, with a tracer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from hetmemd import settings
+from hetmemd.engine.binding import Binder, Wish
+from hetmemd.engine.braking import Brakes
+from hetmemd.engine.decide import UNDO
+from hetmemd.engine.holds import is_below
+from hetmemd.engine.kernel_table import KernelTable
+from hetmemd.engine.ledger import Ledger
+from hetmemd.engine.offloop import StuckError
+from hetmemd.engine.record import Record
+from hetmemd.engine.regionwise import Asked
+from hetmemd.engine.steering import Steering, Witness
+from hetmemd.kernel import cgroupfs, libc, procfs
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.root import Root
+from hetmemd.machine import topology
+from hetmemd.memory.scope import scope
+from hetmemd.remote.client import Tracer
+from hetmemd.report import journal
+from hetmemd.report.tally import Tally
+
+AGAIN = 0.2
+"""Seconds until what could not be given back is tried once more."""
+AT_ONCE = 64
+"""Processes looked at side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A cgroup with all below it, or one process."""
+
+    cgroup: str = "/"
+    process: ProcessId | None = None
+
+    def includes(self, process: ProcessId, cgroup: str) -> bool:
+        return self.process == process if self.process else is_below(cgroup, self.cgroup)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A process that still carries something of hetmemd's."""
+
+    pid: int
+    comm: str
+    cgroup: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What came of it. What is left stays in the ledger."""
+
+    threads: int
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done to the threads, or regions, of one process that carry the same."""
+
+    pid: int
+    comm: str
+    cgroup: str
+    kind: str
+    """`threads` or `regions`, and how many:"""
+    count: int
+    now: str
+    then: str
+
+
+Look = Callable[[int], Awaitable[Record | None]]
+"""Brings one process, by its pid, to what it should be; None where it is gone or nobody's business."""
+
+
+class Giving:
+    def __init__(self, root: Root, ledger: Ledger, steering: Steering, look: Look) -> None:
+        self._root = root
+        self._ledger = ledger
+        self._steering = steering
+        self._look = look
+
+    async def give_back(self, selection: Selection, seconds: float) -> Given:
+        """Until nothing is left of it, or the time is over. Nothing may be wanted for the selection any more."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        before = self._steering.given_back
+        while True:
+            left = await self._once(selection, until)
+            if not left or loop.time() + AGAIN >= until:
+                return Given(self._steering.given_back - before, tuple(left))
+            await asyncio.sleep(AGAIN)
+
+    async def _once(self, selection: Selection, until: float) -> list[Left]:
+        found = list(self._processes(selection))
+        left: list[Left] = []
+        for begin in range(0, len(found), AT_ONCE):
+            some = found[begin : begin + AT_ONCE]
+            looks = [asyncio.ensure_future(self._look(process.pid)) for process, _ in some]
+            await asyncio.wait(looks, timeout=max(until - asyncio.get_running_loop().time(), 0.0))
+            for (process, path), look in zip(some, looks, strict=True):
+                record = look.result() if look.done() and not look.exception() else None
+                if not look.done():
+                    look.cancel()
+                if (record and record.carrying) or self._ledger.marks(process) or self._ledger.regions(process):
+                    reason = record.reason if record else "no-time"
+                    if self._is_alive(process):
+                        left.append(Left(process.pid, record.comm if record else "", path, reason))
+        return left
+
+    async def preview(self, selection: Selection) -> list[Plan]:
+        """What `give_back` would do now."""
+        plans: list[Plan] = []
+        for process, path in self._processes(selection):
+            try:
+                comm = procfs.stat(self._root, process.pid).comm
+                found = await self._steering.preview(Record(process, comm, path, None))
+            except (OSError, StuckError):
+                continue
+            counts = Counter(("threads", str(now), str(then)) for now, then in found)
+            regions = self._ledger.regions(process).values()
+            counts.update(("regions", str(mark.issued), str(mark.replaced)) for mark in regions)
+            plans += [
+                Plan(process.pid, comm, path, kind, count, now, then)
+                for (kind, now, then), count in sorted(counts.items(), reverse=True)
+            ]
+        return plans
+
+    def _processes(self, selection: Selection) -> Iterable[tuple[ProcessId, str]]:
+        """User processes of the selection: whatever the ledger says, a child may carry what its parent was given."""
+        pids = [int(name) for name in os.listdir(self._root.name("/proc")) if name.isdigit()]  # noqa: PTH208
+        for pid in sorted(pids):
+            try:
+                stat = procfs.stat(self._root, pid)
+                path = None if stat.flags & procfs.PF_KTHREAD else procfs.cgroup_path(self._root, pid)
+            except OSError:
+                continue
+            process = ProcessId(pid, stat.start)
+            if pid != 1 and path is not None and selection.includes(process, path):
+                yield process, path
+
+    def _is_alive(self, process: ProcessId) -> bool:
+        try:
+            return procfs.identify(self._root, process.pid) == process
+        except OSError:
+            return False
+
+
+async def alone(
+    root: Root, selection: Selection, seconds: float, witness: Witness, dry_run: bool
+) -> Given | list[Plan]:
+    """Without the service, whose lock the caller holds. `OSError`, `sqlite3.Error`, `SettingsError`."""
+    ledger = Ledger(root)
+    tracer = Tracer(root)
+    brakes = Brakes(root, ledger, settings.load(root).brakes, lambda: None)
+    nodes = topology.read(root).memory_nodes
+    steering = Steering(
+        root,
+        ledger,
+        tracer,
+        lambda path: UNDO,
+        lambda: nodes,
+        lambda path: is_threaded(root, path),
+        lambda: False,
+        brakes,
+        witness,
+    )
+    nothing = Wish(Asked(None, scope(("all",))), UNDO.why)
+    binder = Binder(
+        root, ledger, tracer, lambda path: nothing, lambda: nodes, lambda: False, brakes, journal.regions_bound, Tally()
+    )
+
+    async def look(pid: int) -> Record | None:
+        if pid in (os.getpid(), tracer.pid):
+            return None
+        try:
+            stat = procfs.stat(root, pid)
+            path = procfs.cgroup_path(root, pid)
+            record = Record(ProcessId(pid, stat.start), stat.comm, path or "", None)
+            await steering.look(record)
+            await binder.look(record)
+        except StuckError:
+            record.reason = "mmap-lock"
+        except OSError as error:
+            if libc.is_gone(error):
+                return None
+            record = Record(ProcessId(pid, 0), "", "", None, reason="unreadable")
+        return record
+
+    try:
+        giving = Giving(root, ledger, steering, look)
+        if dry_run:
+            return await giving.preview(selection)
+        given = await giving.give_back(selection, seconds)
+        if selection == Selection():
+            KernelTable(root, lambda: False).give_back()
+        return given
+    finally:
+        steering.close()
+        binder.close()
+        brakes.close()
+        tracer.close()
+        ledger.close()
+
+
+def is_threaded(root: Root, path: str) -> bool:
+    """Whether the threads of one process may be in different cgroups there."""
+    try:
+        return path != "/" and "threaded" in cgroupfs.kind(root, path)
+    except OSError:
+        return False
