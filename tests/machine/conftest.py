@@ -12,6 +12,7 @@ import pytest
 
 from tests.machine.daemon import Daemon, Group, fresh_path
 from tests.machine.eyes.harness import OwnCgroup
+from tests.machine.real_program import Pressure, reports
 from tests.machine.remote_target import Acting, build
 from tests.machine.trap import Trap
 
@@ -78,3 +79,20 @@ def trap(serving: Daemon) -> Iterator[Trap]:
     yield trap
     trap.remove()
     group.remove()
+
+
+@pytest.fixture
+def pressure(request: pytest.FixtureRequest, serving: Daemon, tmp_path: Path) -> Iterator[Pressure]:
+    """On the programs of one test, in a cgroup and a folder of their own."""
+    group = Group(fresh_path())
+    tmp_path.chmod(0o777)
+    yield Pressure(request.node.name.removeprefix("test_"), tmp_path, serving, group)
+    (group.folder / "cgroup.kill").write_text("1")
+    group.remove()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reports:
+        terminalreporter.section("real programs under injection")
+        for line in reports:
+            terminalreporter.line(line)
