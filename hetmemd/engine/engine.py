@@ -76,8 +76,9 @@ class Engine:
         self._looks: dict[int, asyncio.Task[Record | None]] = {}
         self._again: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
-        self._attempts: dict[int, tuple[ProcessId, int]] = {}
-        """Deferred looks in a row, by pid: each waits longer than the one before."""
+        self._attempts: dict[int, tuple[Record, int]] = {}
+        """Deferred looks in a row, by pid: each waits longer than the one before. With the record, which is nowhere
+        else where no policy reaches the process: without what was read so far, each look would begin anew."""
         self._clear: dict[int, tuple[int, str]] = {}
         """Processes that no policy reaches and that carry nothing of ours, by pid: their start, and the cgroup then."""
         self._young: set[int] = set()
@@ -310,6 +311,8 @@ class Engine:
             self._world.look(path)
         placement = None if self._brakes.undone(process, path) else self._world.placement(path)
         record = self.records.get(pid)
+        if record is None and pid in self._attempts:
+            record = self._attempts[pid][0]
         if record is None or record.process != process:
             if not self._world.reached(path) and self._clear.get(pid) == (process.start, path):
                 return None
@@ -341,10 +344,10 @@ class Engine:
 
     def _retry_later(self, record: Record) -> None:
         pid = record.process.pid
-        process, attempts = self._attempts.get(pid, (record.process, 0))
-        if process != record.process:
+        earlier, attempts = self._attempts.get(pid, (record, 0))
+        if earlier.process != record.process:
             attempts = 0
-        self._attempts[pid] = (record.process, min(attempts + 1, 16))
+        self._attempts[pid] = (record, min(attempts + 1, 16))
         if previous := self._retries.pop(pid, None):
             previous.cancel()
         delay = min(FIRST_RETRY * 2**attempts, LAST_RETRY)
