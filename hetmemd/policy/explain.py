@@ -86,5 +86,6 @@ def _remarks(effective: Effective) -> list[str]:
         spill = f"{policy.mode.word} can spill over the wall when its nodes are full"
         remarks.append(f"{spill}: containment is cpuset.mems (I5)")
     if policy.flags & Flag.NUMA_BALANCING == NO_FLAGS:
-        remarks.append("tasks with this policy are left alone by automatic NUMA balancing (L6)")
+        what = "tasks with this policy" if "all" in effective.placement.memory else "regions that this policy binds"
+        remarks.append(f"{what} are left alone by automatic NUMA balancing (L6)")
     return remarks

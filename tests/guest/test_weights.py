@@ -12,8 +12,6 @@ import pytest
 
 from tests.guest.daemon import FILES, Group, drop, eventually, policy, systemctl
 
-pytestmark = [pytest.mark.lab, pytest.mark.lab(kernel="newest", topology="two-sockets")]
-
 TABLE = Path("/sys/kernel/mm/mempolicy/weighted_interleave")
 SETTINGS = Path("/etc/hetmemd.toml")
 RECORD = Path("/run/hetmemd/kernel-weights.json")
@@ -32,6 +30,12 @@ def told(*words: str) -> Any:
     return json.loads(shown.stdout)
 
 
+def put_back(table: dict[str, str]) -> None:
+    """The switch last: a weight that is written turns it off."""
+    for name, text in sorted(table.items(), reverse=True):
+        (TABLE / name).write_text(text)
+
+
 @pytest.fixture
 def before() -> Generator[dict[str, str], None, None]:
     """The table as it was; the service runs with its shipped settings again afterwards."""
@@ -45,6 +49,8 @@ def before() -> Generator[dict[str, str], None, None]:
     eventually("the table is as it was", lambda: held() == table)
 
 
+@pytest.mark.lab
+@pytest.mark.lab(kernel="newest", topology="two-sockets")
 def test_weights_by_hand_stay_over_a_restart_and_are_given_back(before: dict[str, str]) -> None:
     shipped = SETTINGS.read_text()
     SETTINGS.write_text(shipped.replace('#weights = "leave"', "weights = { dram = 7, cpuless = 2 }"))
@@ -60,6 +66,8 @@ def test_weights_by_hand_stay_over_a_restart_and_are_given_back(before: dict[str
     eventually("given back", lambda: held() == before and not RECORD.exists())
 
 
+@pytest.mark.lab
+@pytest.mark.lab(kernel="newest", topology="two-sockets")
 def test_bandwidth_is_what_the_kernel_computes_itself(before: dict[str, str]) -> None:
     """Where there is `auto`, the kernel's own; where there is none, the same reduction is ours."""
     if "auto" in before:
@@ -73,12 +81,10 @@ def test_bandwidth_is_what_the_kernel_computes_itself(before: dict[str, str]) ->
         # So that the table is as it was afterwards.
         SETTINGS.write_text(SETTINGS.read_text().replace('weights = "bandwidth"', '#weights = "leave"'))
         eventually("given back", lambda: held()["node0"] == "99")
-        for name, text in before.items():
-            if name != "auto":
-                (TABLE / name).write_text(text)
-        (TABLE / "auto").write_text(before["auto"])
+        put_back(before)
 
 
+@pytest.mark.lab
 def test_a_stop_gives_back_only_if_asked(before: dict[str, str]) -> None:
     asked = SETTINGS.read_text().replace('#weights = "leave"', "weights = { 0 = 9 }")
     SETTINGS.write_text(asked)
@@ -91,6 +97,7 @@ def test_a_stop_gives_back_only_if_asked(before: dict[str, str]) -> None:
     assert held() == before
 
 
+@pytest.mark.lab
 def test_the_kill_switch_writes_nothing(before: dict[str, str]) -> None:
     switch = Path("/run/hetmemd/observe")
     switch.touch()
@@ -103,6 +110,8 @@ def test_the_kill_switch_writes_nothing(before: dict[str, str]) -> None:
     eventually("written when it is off", lambda: held()["node0"] == "9")
 
 
+@pytest.mark.lab
+@pytest.mark.lab(kernel="newest", topology="two-sockets")
 def test_a_kernel_refuses_or_resets_what_hetmemd_never_writes(before: dict[str, str]) -> None:
     """The traps that machine/table.py is built around, as this kernel has them."""
     node = TABLE / "node1"
@@ -115,10 +124,10 @@ def test_a_kernel_refuses_or_resets_what_hetmemd_never_writes(before: dict[str, 
         else:
             assert node.read_text().strip() != "0", "back to a default"
             node.write_text("5")
-    for name, text in before.items():
-        (TABLE / name).write_text(text)
+    put_back(before)
 
 
+@pytest.mark.lab
 def test_what_the_table_does_not_give_is_met_by_moving_and_said(before: dict[str, str]) -> None:
     group = Group("/weights.slice")
     with subprocess.Popen(["sleep", "10000"]) as task:
@@ -136,6 +145,7 @@ def test_what_the_table_does_not_give_is_met_by_moving_and_said(before: dict[str
             group.remove()
 
 
+@pytest.mark.lab(kernel="newest", topology="two-sockets")
 def test_measuring_each_node_from_each_socket() -> None:
     found = told("weights", "--measure", "--size", "8MiB", "--seconds", "0.05")
     nodes = {node["node"] for node in found["nodes"]}

@@ -72,6 +72,9 @@ def test_I5_modes_that_can_spill_over_a_wall_are_named() -> None:
 def test_L6_what_a_policy_means_for_numa_balancing_is_said() -> None:
     plain = explain.answer(resolved("/a", policy("/a", "bind", "0")))["notes"]
     balancing = explain.answer(resolved("/a", policy("/a", "bind", "0", flags=["balancing"])))["notes"]
+    classes = explain.answer(resolved("/a", policy("/a", "bind", "0", memory=["heap"])))["notes"]
+    assert any(note.startswith("tasks with this policy are left alone") for note in plain)
+    assert any(note.startswith("regions that this policy binds are left alone") for note in classes)
     assert any("(L6)" in note for note in plain) and not any("(L6)" in note for note in balancing)
 
 
