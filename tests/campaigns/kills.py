@@ -23,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from tests.campaigns.rounds import usual_steps
-from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, summary
+from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, least, share, summary
 from tests.campaigns.victims import KINDS, Victim
 from tests.machine.remote_target import Acting, build
 
@@ -38,7 +38,7 @@ _LOG_SECONDS = 10
 _BATCH_SECONDS = 120
 _BATCH = 1000
 """Rounds with the same victims, at most."""
-_AT_RANDOM = 0.15
+_AT_RANDOM = 0.05
 """Of all rounds."""
 ROUNDS = "import sys; sys.path.insert(0, sys.argv[1]); from tests.campaigns import rounds; rounds.main()"
 
@@ -210,36 +210,34 @@ class Campaign:
     def _lacking(self) -> tuple[int, int, int]:
         """Kills and injections that are still wanted, and the sum of what single steps lack."""
         tally = self._state.tally
-        steps = usual_steps(self._seen, self._options.steps)
+        total = by_call(tally.kills)
         return (
             max(0, self._options.rounds - tally.kills.total()),
             max(0, self._options.injections - tally.injections),
-            sum(max(0, self._options.least - count) for count in self._by_call(steps)),
+            int(sum(max(0, self._options.least * share(call) - total[call]) for call in self._calls())),
         )
 
-    def _by_call(self, steps: Iterable[str]) -> list[int]:
-        """Kills at each of the calls that these steps come before or after."""
-        total = by_call(self._state.tally.kills)
-        return [total[call] for call in {call_of(step) for step in steps}]
+    def _calls(self) -> set[str]:
+        """Of the act, before and after which tracers are to die."""
+        return {call_of(step) for step in usual_steps(self._seen, self._options.steps)}
 
     def _rounds_wanted(self) -> int:
         """Of the next batch."""
-        kills, injections, least = self._lacking()
+        kills, injections, at_steps = self._lacking()
         if len(self._state.tally.harm) >= self._options.harm:
             return 0
-        share = max(kills, least, injections // max(1, self._options.whole))
-        return min(_BATCH, -(-share // len(self._lanes))) if share else 0
+        rounds: int = max(kills, at_steps, injections // max(1, self._options.whole))
+        return min(_BATCH, -(-rounds // len(self._lanes)))
 
     def _log(self) -> None:
         tally = self._state.tally
         seconds = max(1e-9, self._state.seconds - self._before)
-        kills, injections, least = self._lacking()
-        calls = self._by_call(usual_steps(self._seen, self._options.steps))
+        kills, injections, at_steps = self._lacking()
         rates = [self._done.kills.total() / seconds, self._done.injections / seconds]
-        ahead = max(max(kills, least * 1.2) / rates[0] if rates[0] else 0, injections / rates[1] if rates[1] else 0)
+        ahead = max(max(kills, at_steps * 1.1) / rates[0] if rates[0] else 0, injections / rates[1] if rates[1] else 0)
         print(
             f"{time.strftime('%H:%M:%S')} {tally.kills.total()} kills, "
-            f"at least {min(calls, default=0)} at each of {len(calls)} steps, "
+            f"{least(by_call(tally.kills), self._calls())}, "
             f"{tally.injections} injections, harm {len(tally.harm)}; "
             f"{rates[0]:.0f} kills/s, {rates[1]:.0f} injections/s, about {ahead / 60:.0f} min left",
             flush=True,

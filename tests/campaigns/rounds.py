@@ -26,14 +26,12 @@ from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Request
 from tests.campaigns import doomed
 from tests.campaigns.doomed import Death, Executioner
-from tests.campaigns.tally import RANDOM, Tally, by_call, call_of
+from tests.campaigns.tally import MANY, RANDOM, Tally, by_call, call_of, share
 from tests.campaigns.watched import ROOT, Watched
 
 _INTERLEAVE = Mempolicy(Mode.INTERLEAVE, frozenset({0}), Flag.STATIC_NODES)
 _BIND = Mempolicy(Mode.BIND, frozenset({0}), Flag.STATIC_NODES)
 
-MANY = "many "
-"""Before the steps of an act that makes several calls in one stop."""
 CALLS = 3
 
 _LONGEST_LIFE = 0.006
@@ -94,7 +92,7 @@ class Rounds:
             so_far = kills + self._kills
             total = by_call(so_far)
             # Of those that need one alike, any.
-            step = min(usual, key=lambda step: (total[call_of(step)], so_far[step], rng.random()))
+            step = min(usual, key=lambda step: (total[call_of(step)] / share(step), so_far[step], rng.random()))
             candidates = [self._victims[name] for name in usual[step] if name in self._victims]
         if rng.random() < _CHEAPLY:
             candidates = [victim for victim in candidates if not victim.is_dear] or candidates

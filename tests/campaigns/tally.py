@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 RANDOM = "at random"
 """In place of a step."""
+
+MANY = "many "
+"""Before the steps of an act that makes several calls in one stop."""
+_MANY_SHARE = 0.1
+"""Of the deaths at a step, as many again at the same in such an act: these are the same calls, in a longer row."""
 
 
 class AnotherCampaign(Exception):
@@ -113,6 +118,11 @@ def by_call(kills: Mapping[str, int]) -> Counter[str]:
     return total
 
 
+def share(step: str) -> float:
+    """How many deaths are wanted there for each that is wanted at an act's with one call."""
+    return _MANY_SHARE if step.startswith(MANY) else 1.0
+
+
 def summary(tally: Tally) -> list[str]:
     """The result, as lines."""
     total = by_call(tally.kills)
@@ -127,9 +137,19 @@ def summary(tally: Tally) -> list[str]:
         f"{RANDOM:20} {tally.kills[RANDOM]:8d}",
         f"waits left with the EINTR of any stop: {tally.interrupted}",
         "declined: " + (", ".join(f"{reason} {count}" for reason, count in sorted(tally.declined.items())) or "none"),
-        f"{tally.kills.total()} kills, at least {min(total.values(), default=0)} at each of {len(total)} steps, "
+        f"{tally.kills.total()} kills, {least(total, total)}, "
         f"{tally.injections} whole injections, harm: {len(tally.harm)}",
     ]
+
+
+def least(total: Mapping[str, int], calls: Iterable[str]) -> str:
+    """The smallest numbers, as words, for these calls."""
+    single = [total.get(call, 0) for call in calls if not call.startswith(MANY)]
+    many = [total.get(call, 0) for call in calls if call.startswith(MANY)]
+    return (
+        f"at least {min(single, default=0)} at each of {len(single)} steps "
+        f"({min(many, default=0)} at each of {len(many)} where several calls are made)"
+    )
 
 
 _ORDER = ("seize", "look", "interrupt", "wait", "get", "dispatch", "rseq", "read", "options", "write", "peek", "set")

@@ -21,12 +21,13 @@ RUNNING = {"rseq 1", "read 1"}
 
 def test_killing_the_tracer_harms_nobody(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    assert kills.main(["--rounds", "400", "--least", "4", "--seed", "2", "--state", str(state)]) == 0
+    assert kills.main(["--rounds", "400", "--least", "10", "--seed", "2", "--state", str(state)]) == 0
     tally = Tally.from_json(json.loads(state.read_text())["tally"])
     total = by_call(tally.kills)
     assert total.keys() >= ALWAYS | RUNNING | {f"many {step}" for step in ALWAYS}
-    assert min(total.values()) >= 4
-    assert tally.kills[RANDOM] > 10
+    assert min(total.values()) >= 1
+    assert min(count for call, count in total.items() if call in ALWAYS) >= 10
+    assert tally.kills[RANDOM] > 5
     assert tally.injections > 400
 
 
