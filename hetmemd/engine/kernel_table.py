@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hetmemd.kernel import libc
+from hetmemd.kernel import libc, nodelist
 from hetmemd.kernel.root import Root
 from hetmemd.machine import table, topology, weights
 from hetmemd.machine.table import Table, Write
@@ -107,6 +107,9 @@ class KernelTable:
     def _wanted(self, setting: Weights, machine: Machine, now: Table) -> Table:
         """`NoFiguresError`; `ValueError` where selectors disagree."""
         if not isinstance(setting, str):
+            named = frozenset().union(*(nodes.numbers for nodes, _ in setting))
+            if missing := named - now.weights.keys():
+                self._note(f"{SETTING}: there is no node {nodelist.format_list(missing)} on this machine")
             return Table(explicit(setting, frozenset(now.weights), machine), None if now.auto is None else False)
         try:
             computed = weights.bandwidth(machine, machine.memory_nodes)

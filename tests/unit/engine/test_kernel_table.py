@@ -159,6 +159,13 @@ def test_selectors_that_disagree_change_nothing(kept: Kept) -> None:
     assert kept.held() == ({0: 1, 1: 1}, None)
 
 
+def test_a_node_that_does_not_exist_is_said_for_as_long_as_it_is_asked_for(kept: Kept) -> None:
+    more = (*GIVEN, (nodes.parse("5,7"), 2))
+    assert kept.hold(more) and kept.held() == ({0: 7, 1: 2}, None)
+    assert not kept.hold(more)
+    assert kept.table.notes == ("[kernel] weights: there is no node 5,7 on this machine",)
+
+
 def test_without_a_place_to_remember_nothing_is_written(kept: Kept) -> None:
     kept.root.path("/run").write_text("in the way")
     assert not kept.hold(GIVEN) and kept.held() == ({0: 1, 1: 1}, None)

@@ -80,6 +80,11 @@ def test_united_by_plus_and_taken_out_by_exclamation_marks_whatever_the_order(
     assert nodes.parse(text.replace("+", " + ").replace("!", " ! ")).select(machine, cpus) == expected
 
 
+@given(machines(), st.frozensets(st.integers(0, 5), min_size=1, max_size=2))
+def test_nearest_is_by_the_sockets_that_the_cpus_touch(machine: Machine, cpus: frozenset[int]) -> None:
+    assert nodes.parse("nearest").select(machine, cpus) == meant("nearest", machine, cpus)
+
+
 @given(machines())
 def test_a_cgroup_that_is_not_confined_is_near_to_every_cpu(machine: Machine) -> None:
     assert nodes.parse("nearest").select(machine) == nodes.parse("nearest").select(machine, machine.cpus)
