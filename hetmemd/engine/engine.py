@@ -23,7 +23,6 @@ from hetmemd.engine.steering import Steering
 from hetmemd.engine.world import World
 from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT
-from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote.result import Outcome
 from hetmemd.report.tally import Tally
