@@ -39,7 +39,7 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) 
     import asyncio  # noqa: PLC0415
 
     from hetmemd import instance  # noqa: PLC0415
-    from hetmemd.engine import giving, ledger  # noqa: PLC0415
+    from hetmemd.engine import giving, kernel_table, ledger  # noqa: PLC0415
     from hetmemd.engine.orders import told  # noqa: PLC0415
     from hetmemd.report import journal  # noqa: PLC0415
 
@@ -51,6 +51,8 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) 
         raise RefusedError(f"{taken}, and does not answer: end that first") from None
     try:
         journal.set_up()
+        if cgroup is None and pid is None and not dry_run:
+            kernel_table.KernelTable(root, lambda: False).give_back()
         witness = journal.Applications()
         return told(asyncio.run(giving.alone(root, _selection(root, cgroup, pid), SECONDS, witness, dry_run)))
     finally:
