@@ -11,7 +11,6 @@ from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
 from hetmemd.policy import files, library, placing, support, surroundings
-from hetmemd.policy.effective import Handling
 from hetmemd.policy.faults import Caution, Fault
 from hetmemd.policy.language import Table
 from hetmemd.policy.library import Library, PolicyFile
@@ -127,14 +126,8 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
         if placed.placement is None:
             key = "weights" if "weight" in placed.notes[-1] else "nodes"
             yield caution(key, placed.notes[-1])
-        for note in support.missing(placed.wanted, Handling(**table.handling.said())):  # type: ignore[arg-type]
-            yield caution(next((key for key in _UNSUPPORTED if key in note), "mode"), note)
-    elif request is None:
-        for note in support.missing(None, Handling(**table.handling.said())):  # type: ignore[arg-type]
-            yield caution(next((key for key in _UNSUPPORTED if key in note), "cgroup"), note)
-
-
-_UNSUPPORTED = ("shared", "foreign", "memory")
+        for note in support.missing(placed.wanted) if placed.wanted else ():
+            yield caution("memory", note)
 
 
 def _about_matching(

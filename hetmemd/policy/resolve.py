@@ -225,7 +225,7 @@ class _Cgroup:
         own = Source(self.path, self.match.own.file, self.match.own.line) if self.match.own else None
         handling = replace(resolution.defaults, **self.handling, **self.shown_rates)
         inherited = holder.source if holder and holder is not self.owned else None
-        unsupported = support.missing(placed.wanted, handling) if placed.wanted else ()
+        unsupported = support.missing(placed.wanted) if placed.wanted else ()
         notes = [conflict, self.wall_note, *placed.notes, *unsupported]
         return Effective(
             cgroup=self.path,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from hetmemd.policy.effective import Handling, Placement
+from hetmemd.policy.effective import Placement
 
 _PREFIX = "not yet supported: "
 
 
-def missing(placement: Placement | None, handling: Handling) -> tuple[str, ...]:
+def missing(placement: Placement) -> tuple[str, ...]:
     """A sentence for each thing asked for that has no effect yet."""
     notes: list[str] = []
-    if placement is not None:
-        for word in ("shm", "hugetlb"):
-            if word in placement.memory or f"!{word}" in placement.memory:
-                notes.append(f'{_PREFIX}memory: regions of the class "{word}" are left as they are')
-    if handling.shared == "move":
-        notes.append(f'{_PREFIX}shared = "move": pages that other processes map too are skipped')
+    for word in ("shm", "hugetlb"):
+        if word in placement.memory or f"!{word}" in placement.memory:
+            notes.append(f'{_PREFIX}memory: regions of the class "{word}" are left as they are')
     return tuple(notes)

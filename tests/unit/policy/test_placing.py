@@ -105,7 +105,8 @@ def test_preferred_must_come_to_one_node() -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"shared": "move"}, "shared"),
+        ({"memory": ["shm"]}, "memory"),
+        ({"memory": ["all", "!hugetlb"]}, "memory"),
     ],
 )
 def test_what_is_not_yet_supported_is_said_and_applied_without(more: dict[str, object], says: str) -> None:
