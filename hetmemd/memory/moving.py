@@ -221,13 +221,19 @@ class Mover:
         rest = batch.part(left)
         if call.result < 0:
             self._refuse(rest, _OF_CALL.get(-call.result, "other"))
-        elif self._headroom.room(batch.destination, int(rest.sizes.max())) < rest.pages:
+            return
+        if self._headroom.room(batch.destination, int(rest.sizes.max())) < rest.pages:
             self._refuse(rest, "node-full")
-        elif count * 2 >= batch.pages:
-            # It stopped at a page that would not move; those behind it were not tried.
-            self._batches.append(rest)
-        else:
-            self._later(rest)
+            return
+        # Where a page of those that it has gathered would not move, the kernel stops at the next that it cannot gather,
+        # whose status it writes: those behind were not tried (do_pages_move() in mm/migrate.c).
+        written = np.flatnonzero(call.statuses != pages.UNWRITTEN)
+        behind = left.copy()
+        behind[: int(written[-1]) if len(written) else len(left)] = False
+        if behind.any():
+            self._batches.append(batch.part(behind))
+        if (left & ~behind).any():
+            self._later(batch.part(left & ~behind))
 
     def _later(self, batch: Batch) -> None:
         """Busy: tried again after a while, if it was not too often already."""

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hetmemd.kernel import pages, procfs
+from hetmemd.kernel import pages, procfs, zoneinfo
 from hetmemd.kernel.root import Root
-from hetmemd.memory import measure, plan, targets
+from hetmemd.memory import headroom, measure, plan, targets
 from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.sharers import Sharers
 
@@ -110,7 +110,7 @@ def test_each_state_is_handled_and_counted(states: States) -> None:
 
     results, failed = run(ProcessPass(ROOT, states.process, share))
     for name in ("plain", "locked", "code", "guarded", "file"):
-        assert states.are_on(name) == {1}, name
+        assert states.are_on(name) == {1}, (name, Counter(states.nodes(name).tolist()), failed, results)
     # Pinned for good: tried again, then counted as busy. Merged ones are mapped in many places.
     assert states.are_on("pinned") == {0}
     assert failed["busy"] >= 64
@@ -177,16 +177,21 @@ def test_huge_pages_are_not_split_where_the_other_node_is_in_pieces() -> None:
     try:
         assert holes.stdout
         assert holes.stdout.readline()
-        command = ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), "64", "huge"]
+        command = ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), "128", "huge"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert child.stdout
         start, size = map(int, child.stdout.readline().split())
         heads = np.arange(start, start + size, 2 << 20, dtype=np.int64)
+        marks = zoneinfo.watermarks(ROOT)[1]
+        assert zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"] - headroom.reserve(marks) > 128 << 8
+        blocks = sum(count << order - 9 for order, count in enumerate(zoneinfo.free_blocks(ROOT, 1)) if order >= 9)
+        assert blocks < 48
         splits = vmstat("thp_split_page"), vmstat("thp_migration_split")
         _, failed = run(ProcessPass(ROOT, procfs.identify(ROOT, child.pid), targets.all_of(AWAY)))
         assert (vmstat("thp_split_page"), vmstat("thp_migration_split")) == splits
-        assert failed["node-full"] >= 16 * 512
-        assert (pages.query(child.pid, heads) == 0).sum() >= 16
+        assert failed["node-full"] >= 8 * 512
+        assert (pages.query(child.pid, heads) == 0).sum() >= 8
+        assert set(failed) == {"node-full"}
         assert child.communicate(timeout=PATIENCE)[0].strip() == "intact"
     finally:
         for popen in (holes, child):
