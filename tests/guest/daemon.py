@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CGROUPS = Path("/sys/fs/cgroup")
 FILES = Path("/etc/hetmemd.d")
-PATIENCE = 60.0
+CHILD = Path(__file__).with_name("memory_child.py")
+PATIENCE = 120.0
 """Seconds after which something that does not come about is a failure; the guest is emulated, and slow in bursts."""
 
 
@@ -97,3 +101,51 @@ def metrics() -> dict[str, float]:
     ).stdout
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
+
+
+def told(*words: str) -> dict[str, Any]:
+    """What `hetmemctl WORDS --json` says."""
+    command = ["hetmemctl", *words, "--json"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+class Child:
+    """memory_child.py, which fills its memory and knows at its end what it should contain."""
+
+    def __init__(self, mebibytes: int, kind: str = "small", group: Group | None = None, *numactl: str) -> None:
+        """In `group` from its first instruction on; `numactl` are options to start it under."""
+        before = ["numactl", *numactl] if numactl else []
+        command = [*before, sys.executable, str(CHILD), str(mebibytes), kind]
+        if group:
+            command = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group.folder / "cgroup.procs"), *command]
+        self.popen = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.popen.stdout
+        self.base, self.size = map(int, self.popen.stdout.readline().split())
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def shares(self) -> dict[int, float]:
+        """Of its private anonymous memory, by node."""
+        placed = pages_by_node(self.pid)
+        return {node: pages / placed.total() for node, pages in sorted(placed.items())}
+
+    def intact(self) -> bool:
+        """Its own word. It ends with it."""
+        out, _ = self.popen.communicate(timeout=PATIENCE)
+        return out.strip() == "intact"
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe:
+                pipe.close()

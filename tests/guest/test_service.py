@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -27,36 +26,11 @@ from tests.guest.daemon import (
     systemctl,
 )
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("service")]
 
 THREE_TO_ONE = "weighted interleave=static:0-1"
 CHILD = Path(__file__).with_name("memory_child.py")
 OBSERVE = Path("/run/hetmemd/observe")
-
-
-@pytest.fixture(autouse=True)
-def service() -> Generator[None, None, None]:
-    """The service runs, without policies; afterwards nothing of the test is left."""
-    systemctl("start", "hetmemd")
-    yield
-    OBSERVE.unlink(missing_ok=True)
-    for file in FILES.glob("*"):
-        file.unlink()
-
-
-@pytest.fixture
-def group() -> Generator[Group, None, None]:
-    group = Group("/test.slice/work")
-    yield group
-    group.remove()
-    group.folder.parent.rmdir()
-
-
-@pytest.fixture
-def task() -> Generator[subprocess.Popen[bytes], None, None]:
-    with subprocess.Popen(["sleep", "10000"]) as popen:
-        yield popen
-        popen.kill()
 
 
 Task = subprocess.Popen[bytes]
