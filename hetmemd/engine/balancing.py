@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hetmemd.engine import limits
 from hetmemd.engine.decide import issuable
 from hetmemd.engine.offloop import OffLoop, StuckError
@@ -28,6 +30,7 @@ from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.measure import Measurement, measure
 from hetmemd.memory.moving import Pace
 from hetmemd.memory.rebalance import ProcessPass, StepResult
+from hetmemd.memory.sample import Estimate, Settled, sample
 from hetmemd.memory.scope import narrowed, scope
 from hetmemd.memory.sharers import Sharers
 from hetmemd.memory.targets import Share
@@ -50,6 +53,8 @@ THREADS = 8
 STEP_SECONDS = 10.0
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
+SAMPLES = 5
+"""Samples between two exact measurements of a process that is as it should be, and whose figures take long."""
 LONGEST_BACKOFF = 600.0
 LONGEST_PASS = 60.0
 """Seconds after which a pass is begun anew: regions come and go, and what was planned on is old."""
@@ -107,6 +112,9 @@ class Balancer:
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
+        self.sampled_from = 0.1
+        """Seconds: a process whose exact measurement takes longer is sampled in between."""
+        self._chance = np.random.default_rng()
 
     def notice(self, record: Record) -> None:
         """The process was looked at: it may be due."""
@@ -185,10 +193,13 @@ class Balancer:
         if placement is None or effective is None:
             record.distance = None
             return
+        if await self._is_settled(record, effective.handling.tolerance):
+            return
         share = await self._measure(record, placement, effective)
         if share is None or record.distance is None:
             return
         if record.distance > effective.handling.tolerance:
+            record.settled = None
             if not self._holds(record, record.distance):
                 self._begin(record, placement, effective, share)
         else:
@@ -196,6 +207,22 @@ class Balancer:
             record.has_settled = True
             if record.outcome is Outcome.APPLIED:
                 record.settled_for = placement
+
+    async def _is_settled(self, record: Record, tolerance: float) -> bool:
+        """Whether a sample says so, of a process whose exact figures take long: it was as it should be, and is still.
+
+        Where a sample cannot tell, and after some of them, the exact figures are had: a sample knows of no new region.
+        """
+        settled = record.settled
+        if settled is None or settled.times >= SAMPLES:
+            return False
+        settled.times += 1
+        told = await self._threads.call(record.process, lambda: self._sample(record, settled))
+        return told.is_within(settled.target, tolerance) is True
+
+    def _sample(self, record: Record, settled: Settled) -> Estimate:
+        tid = procfs.living_thread(self._root, record.process.pid)
+        return sample(tid, settled.ranges, self._chance) if tid else Estimate({})
 
     def _holds(self, record: Record, distance: float) -> bool:
         """Whether somebody else moves pages back as fast as they are moved (L6): then later, and later again."""
@@ -339,6 +366,8 @@ class Balancer:
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
         record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
+        takes_long = spent > self.sampled_from
+        record.settled = Settled(found.ranges, found.target) if takes_long and found.target else None
         self._changed.set()
         return share
 

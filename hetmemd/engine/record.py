@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hetmemd.engine.decide import Decision, Wanted
 from hetmemd.kernel.mempolicy import Mempolicy
@@ -11,6 +12,9 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.policy.effective import Placement
 from hetmemd.remote.result import Outcome
 from hetmemd.report.snapshot import TaskView
+
+if TYPE_CHECKING:  # importing it takes numpy
+    from hetmemd.memory.sample import Settled
 
 # Worst first: what a person must know of a process is its worst thread.
 _SEVERITY = (
@@ -94,6 +98,8 @@ class Record:
     """bytes that it moved."""
     has_settled: bool = False
     """It was within its tolerance once: what is moved from then on is what holding it costs."""
+    settled: Settled | None = None
+    """What samples are held against between two exact measurements; None where each is exact."""
     settled_for: Placement | None = None
     """With `existing = "once"`: the placement for which the one pass was done."""
 
@@ -105,6 +111,7 @@ class Record:
         self.left_misplaced = None
         self.settled_for = None
         self.has_settled = False
+        self.settled = None
         self.generation += 1
         self.seen.clear()
 

@@ -28,6 +28,11 @@ class Measurement:
     swapped: int = 0
     """Bytes of anonymous memory that are in swap: on no node, and left there."""
 
+    target: Target | None = None
+    """The one target that all is held against; None where there are several or none."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """The addresses of what is held against it."""
+
     @property
     def distance(self) -> float:
         """The misplaced part, 0 to 1: with one target its total variation. 0 without memory."""
@@ -39,8 +44,11 @@ def of_regions(found: Iterable[Region], share: Share, swapped: int = 0) -> Measu
     counted: Counter[int] = Counter()
     by_target: dict[int, tuple[Target, Counter[int]]] = {}
     left_out: dict[str, Counter[int]] = {}
+    ranges: list[tuple[int, int]] = []
     for region in found:
         target = share(region)
+        if target is not None and region.pages:
+            ranges.append((region.start, region.end))
         if target is None:
             tally = left_out.setdefault(region.left_out or "unasked", Counter())
         else:
@@ -51,8 +59,14 @@ def of_regions(found: Iterable[Region], share: Share, swapped: int = 0) -> Measu
     for _, tally in by_target.values():
         counted.update(tally)
     misplaced = sum(target.distance(tally) * tally.total() for target, tally in by_target.values())
+    only = next(iter(by_target.values()))[0] if len(by_target) == 1 else None
     return Measurement(
-        dict(counted), {why: dict(tally) for why, tally in left_out.items() if tally}, misplaced, swapped
+        dict(counted),
+        {why: dict(tally) for why, tally in left_out.items() if tally},
+        misplaced,
+        swapped,
+        only,
+        tuple(ranges),
     )
 
 

@@ -6,7 +6,12 @@ memory nodes, such as in the lab, which has no compiler:
     gcc -static -O2 -o tests/bench/pages-program tests/bench/pages.c
     tests/lab/run -- python3 -m tests.bench.pages --program tests/bench/pages-program
 
-Prints a figure a line; ratios are C's time to ours, the median of several rounds that alternate.
+Prints a figure a line; ratios are C's time to ours, the median of several rounds that alternate. `migratepages` of the
+package numactl is held against a pass that takes everything to one node.
+
+The last lines say how many moves are planned for memory that the kernel itself has interleaved, which is in the ratio
+as a whole: by windows of the pages that are there, as the planner has them, and by windows of address space, in which a
+node may have no more than its weight however many pages are there (the kernel's own layout, at whatever phase).
 """
 
 from __future__ import annotations
@@ -78,6 +83,14 @@ def move(child: Child, node: int) -> None:
         pages.move(child.popen.pid, piece, node)
 
 
+def spread(child: Child, node: int) -> None:
+    """Every page on a node by chance: the worst that can be planned for."""
+    generator = np.random.default_rng(1)
+    chosen = child.addresses[generator.random(len(child.addresses)) < 0.5]
+    for piece in np.split(chosen, range(16384, len(chosen), 16384)):
+        pages.move(child.popen.pid, piece, node)
+
+
 class SameBatches(Pace):
     """As many pages in a call as the C loop has."""
 
@@ -95,6 +108,95 @@ def whole_pass(child: Child, home: int, node: int, pace: Pace, seconds: float) -
     return results
 
 
+def price(child: Child, home: int, node: int) -> float:
+    """Pages that a pass moved, to the least that could make every window right; counted page by page, in plain Python.
+
+    The process's few other pages are outside of the area, and in neither number.
+    """
+    before = pages.query(child.popen.pid, child.addresses)
+    steps = whole_pass(child, home, node, Pace(), CALL_SECONDS)
+    after = pages.query(child.popen.pid, child.addresses)
+    changed = int((before != after).sum())
+    least = 0
+    for begin in range(0, len(before), 4):
+        window = before[begin : begin + 4].tolist()
+        least += max(3 - window.count(home), 0) + max(1 - window.count(node), 0)
+    twice = sum(step.bytes_moved for step in steps) // 4096 - changed
+    print(f"  {changed} pages changed their node, {least} had to; moved besides, in other areas or twice: {twice}")
+    return changed / least
+
+
+# Memory that is interleaved by the kernel 3:1 as it is touched; then a part of it is given back.
+LAID = """
+import ctypes, mmap, random, sys
+PAGE = 4096
+libc = ctypes.CDLL(None, use_errno=True)
+mask = ctypes.c_ulong(int(sys.argv[1]))
+assert not libc.syscall(238, 6, ctypes.byref(mask), 65), ctypes.get_errno()
+size = 64 << 20
+area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+places = list(range(0, size, PAGE))
+random.seed(1)
+if sys.argv[2] == "shuffled":
+    random.shuffle(places)
+for place in places:
+    area[place] = 1
+for place in places:
+    if random.random() >= float(sys.argv[3]):
+        area.madvise(mmap.MADV_DONTNEED, place, PAGE)
+print(ctypes.addressof(ctypes.c_char.from_buffer(area)), flush=True)
+sys.stdin.read()
+"""
+
+
+def layout(home: int, node: int) -> None:
+    table = Path("/sys/kernel/mm/mempolicy/weighted_interleave")
+    for number, weight in ((home, "3"), (node, "1")):
+        (table / f"node{number}").write_text(weight)
+    for order, kept in (("ascending", 1.0), ("shuffled", 1.0), ("ascending", 0.9), ("ascending", 0.5)):
+        command = [sys.executable, "-c", LAID, str(1 << home | 1 << node), order, str(kept)]
+        popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert popen.stdout
+        base = int(popen.stdout.readline())
+        addresses = np.arange(base, base + (64 << 20), 4096, dtype=np.int64)
+        nodes = pages.query(popen.pid, addresses).astype(np.int16)
+        popen.kill()
+        popen.communicate()
+        present = nodes[nodes >= 0]
+        by_presence = len(plan.plan(present, None, plan.ratio({home: 3, node: 1}))) / len(present)
+        windows = nodes.reshape(-1, 4)
+        surplus = ((windows == home).sum(axis=1) - 3).clip(0) + ((windows == node).sum(axis=1) - 1).clip(0)
+        print(
+            f"laid by the kernel, touched {order}, {kept:.0%} kept: share of node {node}"
+            f" {(present == node).mean():.4f},"
+            f" moves per page by pages {by_presence:.4f}, by addresses {surplus.sum() / len(present):.4f}"
+        )
+    for number in (home, node):
+        (table / f"node{number}").write_text("1")
+
+
+def against_migratepages(child: Child, home: int, node: int) -> None:
+    """All memory from one node to the other: theirs to ours."""
+    ratios = []
+    pace = Pace()
+    process = procfs.identify(ROOT, child.popen.pid)
+    for _ in range(ROUNDS):
+        back(child, home)
+        theirs = timed(lambda: subprocess.run(["migratepages", str(child.popen.pid), str(home), str(node)], check=True))
+        back(child, home)
+
+        def ours() -> None:
+            mover = ProcessPass(ROOT, process, targets.all_of(plan.within([node])), pace=pace)
+            while not mover.step(1 << 40).done:
+                pass
+
+        ratios.append(theirs / timed(ours))
+    print(
+        f"all to one node: ratio to migratepages {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--program", type=Path)
@@ -110,7 +212,13 @@ def main() -> None:
         try:
             queries(program.absolute(), child)
             if len(nodes) > 1:
+                back(child, nodes[0])
+                print(f"moves / minimum, all on one node: {price(child, nodes[0], nodes[1]):.4f}")
+                spread(child, nodes[1])
+                print(f"moves / minimum, by chance: {price(child, nodes[0], nodes[1]):.4f}")
                 moves(program.absolute(), child, nodes[0], nodes[1])
+                against_migratepages(child, nodes[0], nodes[1])
+                layout(nodes[0], nodes[1])
         finally:
             child.end()
 

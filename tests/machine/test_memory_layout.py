@@ -19,6 +19,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory import measure, plan, regions, targets
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.memory.regions import Region
+from hetmemd.memory.sample import sample
 
 pytestmark = pytest.mark.root
 ROOT = Root()
@@ -177,6 +178,18 @@ def test_query(layout: Layout) -> None:
     assert (pages.query(layout.pid, addresses[::2]) == 0).all()
     assert (pages.query(layout.pid, addresses[1::2]) < 0).all()
     assert (pages.query(layout.pid, addresses)[::2] == 0).all()
+
+
+def test_a_sample_finds_what_is_there(layout: Layout) -> None:
+    """Every second page of one range is there, all pages of another, on the only node; none of a third."""
+    starts = [layout.spans[name][0] for name in ("scattered", "whole", "zero")]
+    ranges = [(start, start + 4096 * count) for start, count in zip(starts, (64, 512, 8), strict=True)]
+    found = sample(layout.pid, sorted(ranges), np.random.default_rng(1))
+    assert set(found.counts) == {0}
+    assert found.found == pytest.approx(4096 * (32 + 512) / (64 + 512 + 8), rel=0.05)
+    assert found.is_within(plan.ratio({0: 1}), 0.02) is True
+    assert found.is_within(plan.ratio({0: 3, 1: 1}), 0.02) is False
+    assert sample(layout.pid, [], np.random.default_rng(1)).found == 0
 
 
 def test_a_pass_over_what_is_right_moves_nothing(layout: Layout) -> None:
