@@ -101,7 +101,9 @@ class KernelTable:
         # That of somebody who turned it since stays turned.
         auto = record.before.auto if now.auto == record.found.auto else now.auto
         wrote = self._write(table.writes(now, Table(ours, auto)))
-        self._root.path(PATH).unlink(missing_ok=True)
+        left = self._now()
+        if left is None or all(left.weights.get(node, weight) == weight for node, weight in ours.items()):
+            self._root.path(PATH).unlink(missing_ok=True)
         return wrote
 
     def _wanted(self, setting: Weights, machine: Machine, now: Table) -> Table:

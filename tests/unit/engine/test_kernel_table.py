@@ -172,6 +172,19 @@ def test_without_a_place_to_remember_nothing_is_written(kept: Kept) -> None:
     assert PATH in kept.table.notes[0]
 
 
+def test_what_could_not_be_given_back_is_tried_again(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EROFS, as where a unit of one's own leaves /sys read-only: root writes to every file of a small tree."""
+    kept.hold(GIVEN)
+
+    def write(root: Root, step: table.Write) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", step[0])
+
+    monkeypatch.setattr(table, "write", write)
+    assert not kept.hold("leave") and "Read-only file system" in kept.table.notes[0]
+    monkeypatch.undo()
+    assert kept.hold("leave") and kept.held() == ({0: 1, 1: 1}, None)
+
+
 def test_a_torn_record_is_told(kept: Kept) -> None:
     kept.hold(GIVEN)
     kept.root.path(PATH).write_text("{")
