@@ -149,6 +149,10 @@ def test_where_pages_should_be_by_mode(world: World) -> None:
     assert target(Mode.BIND, {1}, frozenset({0})) is None
     assert target(Mode.DEFAULT, set()) is None
     assert target(Mode.LOCAL, set()) is None
+    home = target_of(Placement(Mempolicy(Mode.LOCAL)), BOTH, world.machine, frozenset({1}))
+    assert isinstance(home, plan.Within)
+    assert (home.nodes, home.destination(1)) == ((0,), 0)
+    assert target_of(Placement(Mempolicy(Mode.LOCAL)), frozenset({1}), world.machine, frozenset({1})) is None
 
 
 def test_the_worst_thread_speaks_for_a_process() -> None:

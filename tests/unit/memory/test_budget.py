@@ -107,3 +107,28 @@ def test_waiting_is_enough(rate: int, burst: int, paid: int, size: int) -> None:
     budgets.pay(["a"], paid)
     clock.now += budgets.wait(["a"], size) + 1e-6
     assert budgets.allowance(["a"], MOST) >= min(size, burst) - 1
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.lists(st.tuples(st.floats(0, 3), st.integers(0, 3), st.integers(1, 500)), min_size=1, max_size=60),
+)
+def test_I7_children_together_do_not_outspend_their_parent(
+    rate: int, burst: int, tries: list[tuple[float, int, int]]
+) -> None:
+    """Four cgroups with rates far above their parent's, and a table's bucket between."""
+    clock = Clock()
+    budgets = Budgets(clock)
+    budgets.configure("parent", rate, burst)
+    budgets.configure("table", 10 * rate, 10 * burst)
+    for child in range(4):
+        budgets.configure(f"child {child}", 100 * rate, 100 * burst)
+    begin, paid = clock.now, 0
+    for pause, child, wanted in tries:
+        clock.now += pause
+        keys = [f"child {child}", "table", "parent"]
+        size = budgets.allowance(keys, wanted)
+        budgets.pay(keys, size)
+        paid += size
+        assert paid <= burst + rate * (clock.now - begin) + 1e-6
