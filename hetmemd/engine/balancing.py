@@ -33,7 +33,7 @@ from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.sample import Estimate, Settled, sample
 from hetmemd.memory.scope import narrowed, scope
 from hetmemd.memory.sharers import Sharers
-from hetmemd.memory.targets import Share
+from hetmemd.memory.targets import Share, Span
 from hetmemd.policy.effective import Effective, Placement
 from hetmemd.remote import kin
 from hetmemd.remote.result import Outcome
@@ -195,13 +195,13 @@ class Balancer:
             return
         if await self._is_settled(record, effective.handling.tolerance):
             return
-        share = await self._measure(record, placement, effective)
-        if share is None or record.distance is None:
+        found = await self._measure(record, placement, effective)
+        if found is None or record.distance is None:
             return
         if record.distance > effective.handling.tolerance:
             record.settled = None
             if not self._holds(record, record.distance):
-                self._begin(record, placement, effective, share)
+                self._begin(record, placement, effective, *found)
         else:
             record.idle_passes = record.went_back = 0
             record.has_settled = True
@@ -218,11 +218,11 @@ class Balancer:
             return False
         settled.times += 1
         told = await self._threads.call(record.process, lambda: self._sample(record, settled))
-        return told.is_within(settled.target, tolerance) is True
+        return told.is_within(settled.spans[0].target, tolerance) is True
 
     def _sample(self, record: Record, settled: Settled) -> Estimate:
         tid = procfs.living_thread(self._root, record.process.pid)
-        return sample(tid, settled.ranges, self._chance) if tid else Estimate({})
+        return sample(tid, settled.spans, self._chance) if tid else Estimate({})
 
     def _holds(self, record: Record, distance: float) -> bool:
         """Whether somebody else moves pages back as fast as they are moved (L6): then later, and later again."""
@@ -239,7 +239,9 @@ class Balancer:
                 return record.went_back % STRIKES != 0
         return False
 
-    def _begin(self, record: Record, placement: Placement, effective: Effective, share: Share) -> None:
+    def _begin(
+        self, record: Record, placement: Placement, effective: Effective, share: Share, spans: tuple[Span, ...]
+    ) -> None:
         handling = effective.handling
         if self._observing() or not _may_move(record):
             return
@@ -252,7 +254,7 @@ class Balancer:
         keys = (*(bucket.key for bucket in effective.buckets), GLOBAL)
         source = effective.own or effective.inherited_from
         sharers = Sharers(self._root, self._agreeing(record)) if handling.shared == "move" else None
-        mover = ProcessPass(self._root, record.process, share, self._headroom, self._pace, sharers)
+        mover = ProcessPass(self._root, record.process, share, self._headroom, self._pace, sharers, known=spans)
         why = f"{source.file}:{source.line}" if source else ""
         until = asyncio.get_running_loop().time() + LONGEST_PASS
         basis = self._basis(record)
@@ -340,7 +342,9 @@ class Balancer:
     def _later(self, times: int) -> float:
         return float(min(self.interval * 2 ** min(times, 10), LONGEST_BACKOFF))
 
-    async def _measure(self, record: Record, placement: Placement, effective: Effective) -> Share | None:
+    async def _measure(
+        self, record: Record, placement: Placement, effective: Effective
+    ) -> tuple[Share, tuple[Span, ...]] | None:
         """What is held against which target, with the figures written into the record; None where there is no target
         or the figures could not be had."""
         begin = time.monotonic()
@@ -366,10 +370,10 @@ class Balancer:
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
         record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
-        takes_long = spent > self.sampled_from
-        record.settled = Settled(found.ranges, found.target) if takes_long and found.target else None
+        by_target = {id(span.target) for span in found.spans}
+        record.settled = Settled(found.spans) if spent > self.sampled_from and len(by_target) == 1 else None
         self._changed.set()
-        return share
+        return share, found.spans
 
     def _read(
         self, record: Record, placement: Placement, mappers: int, min_region: int

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hetmemd.kernel import procfs
 from hetmemd.kernel.root import Root
-from hetmemd.memory import regions
+from hetmemd.memory import regions, targets
 from hetmemd.memory.plan import Target
 from hetmemd.memory.regions import Region
-from hetmemd.memory.targets import Share
+from hetmemd.memory.targets import Share, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,8 @@ class Measurement:
     swapped: int = 0
     """Bytes of anonymous memory that are in swap: on no node, and left there."""
 
-    target: Target | None = None
-    """The one target that all is held against; None where there are several or none."""
-    ranges: tuple[tuple[int, int], ...] = ()
-    """The addresses of what is held against it."""
+    spans: tuple[Span, ...] = ()
+    """What is held against which target."""
 
     @property
     def distance(self) -> float:
@@ -40,15 +38,12 @@ class Measurement:
         return self.misplaced / total if total else 0.0
 
 
-def of_regions(found: Iterable[Region], share: Share, swapped: int = 0) -> Measurement:
+def of_regions(found: Sequence[Region], share: Share, swapped: int = 0) -> Measurement:
     counted: Counter[int] = Counter()
     by_target: dict[int, tuple[Target, Counter[int]]] = {}
     left_out: dict[str, Counter[int]] = {}
-    ranges: list[tuple[int, int]] = []
     for region in found:
         target = share(region)
-        if target is not None and region.pages:
-            ranges.append((region.start, region.end))
         if target is None:
             tally = left_out.setdefault(region.left_out or "unasked", Counter())
         else:
@@ -59,14 +54,12 @@ def of_regions(found: Iterable[Region], share: Share, swapped: int = 0) -> Measu
     for _, tally in by_target.values():
         counted.update(tally)
     misplaced = sum(target.distance(tally) * tally.total() for target, tally in by_target.values())
-    only = next(iter(by_target.values()))[0] if len(by_target) == 1 else None
     return Measurement(
         dict(counted),
         {why: dict(tally) for why, tally in left_out.items() if tally},
         misplaced,
         swapped,
-        only,
-        tuple(ranges),
+        tuple(targets.spans(found, share)),
     )
 
 

@@ -69,11 +69,12 @@ class Batch:
 class Pace:
     """How many pages a call can move in its time; what was learned for one process serves for the next."""
 
-    # With fewer, the fixed cost of a call is nearly all of it: it would take as long, and do nothing.
-    FEWEST, MOST = 256, 16384
+    # With fewer, the fixed cost of a call is nearly all of it (the kernel empties the LRU caches of all CPUs first,
+    # which holds nobody back): it would take as long, and do nothing.
+    FEWEST, MOST = 1024, 16384
 
     def __init__(self) -> None:
-        self._pages = {False: 512, True: 512}
+        self._pages = {False: self.FEWEST, True: self.FEWEST}
         self._seconds = {False: CALL_SECONDS, True: CALL_SECONDS}
 
     def pages(self, huge: bool, seconds: float) -> int:

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -72,9 +72,11 @@ class ProcessPass:
         pace: Pace | None = None,
         sharers: Sharers | None = None,
         within: tuple[int, int] | None = None,
+        known: Iterable[Span] | None = None,
     ) -> None:
         """Reads nothing yet. The targets' nodes are those that the process may use, cut by the caller (I6).
 
+        `known`: the spans, where they were just read in order to measure; or else the first step reads the regions.
         `within`: the addresses that it is about, all where None.
         `sharers`: who else may map what is moved; without, pages that others map too stay.
         """
@@ -86,7 +88,7 @@ class ProcessPass:
         self._within = within
         self._mover = Mover(headroom or Headroom(root), pace or Pace(), sharers)
         self._tid = process.pid
-        self._spans: deque[Span] | None = None
+        self._spans = None if known is None else deque(targets.cut(known, within))
         self._phases: dict[int, Phase] = {}
         """By the identity of the target: each has a sequence of its own."""
         self._begin_step(0.0)

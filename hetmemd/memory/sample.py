@@ -14,6 +14,7 @@ import numpy as np
 
 from hetmemd.kernel import pages
 from hetmemd.memory.plan import Target
+from hetmemd.memory.targets import Span
 
 PAGES = 4096
 """Asked about at once: the error of a share is then 0.016 at most, at 95 %."""
@@ -71,20 +72,20 @@ class Estimate:
 class Settled:
     """A process that was as it should be when its exact figures were had last, and whose figures take long."""
 
-    ranges: tuple[tuple[int, int], ...]
-    target: Target
+    spans: tuple[Span, ...]
+    """Of one target."""
     times: int = 0
     """Samples since then."""
 
 
-def sample(tid: int, ranges: Sequence[tuple[int, int]], chosen: np.random.Generator, count: int = PAGES) -> Estimate:
-    """An estimate for ranges of addresses of the process that thread `tid` belongs to, ascending, of whole pages.
+def sample(tid: int, spans: Sequence[Span], chosen: np.random.Generator, count: int = PAGES) -> Estimate:
+    """An estimate for some memory of the process that thread `tid` belongs to.
 
     Pages are drawn evenly over the addresses, with repetition; what is not there is left out, so that those found are
     drawn evenly over what is. Folios of any size count by their pages. `OSError` as `pages.query`.
     """
-    starts = np.array([start for start, _ in ranges], dtype=np.int64)
-    sizes = np.array([(end - start) >> pages.PAGE_SHIFT for start, end in ranges], dtype=np.int64)
+    starts = np.array([start for start, _, _ in spans], dtype=np.int64)
+    sizes = np.array([(end - start) >> pages.PAGE_SHIFT for start, end, _ in spans], dtype=np.int64)
     ends = np.cumsum(sizes)
     if not len(ends) or not ends[-1]:
         return Estimate({})

@@ -183,8 +183,11 @@ def test_query(layout: Layout) -> None:
 def test_a_sample_finds_what_is_there(layout: Layout) -> None:
     """Every second page of one range is there, all pages of another, on the only node; none of a third."""
     starts = [layout.spans[name][0] for name in ("scattered", "whole", "zero")]
-    ranges = [(start, start + 4096 * count) for start, count in zip(starts, (64, 512, 8), strict=True)]
-    found = sample(layout.pid, sorted(ranges), np.random.default_rng(1))
+    target = plan.ratio({0: 1})
+    spans = [
+        targets.Span(start, start + 4096 * count, target) for start, count in zip(starts, (64, 512, 8), strict=True)
+    ]
+    found = sample(layout.pid, spans, np.random.default_rng(1))
     assert set(found.counts) == {0}
     assert found.found == pytest.approx(4096 * (32 + 512) / (64 + 512 + 8), rel=0.05)
     assert found.is_within(plan.ratio({0: 1}), 0.02) is True
