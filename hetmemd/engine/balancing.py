@@ -288,7 +288,8 @@ class Balancer:
         self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
-        active.due = now + result.wait
+        # Left alone for as long as the step took: where moving is slow, half of the time is the process's own.
+        active.due = asyncio.get_running_loop().time() + max(result.wait, result.seconds)
         self._tally.cgroup_moved(record.cgroup, "holding" if record.has_settled else "converging", result.bytes_moved)
         for (source, target), (pages, size) in result.moved.items():
             self._tally.pages_moved(source, target, pages, size)

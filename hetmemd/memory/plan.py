@@ -17,6 +17,14 @@ So a reader that streams through memory meets all nodes in every window, not one
 Folios of different sizes (in powers of two, rounded down) have windows of their own: a small page cannot make up for a
 huge one.
 Folios that are not there or cannot be moved (negative node) are left out of the windows, and so disturb no ratio.
+
+Windows are of folios that are there, not of address space. The kernel lays pages by their offset, and of memory with
+holes no window of it need be right though the whole is. Measured on 64 MiB that the kernel had interleaved 3:1: nothing
+is planned while it is whole, whatever the order of its first touches, 0.034 moves per page after a tenth was given back
+by chance, 0.109 after half was; windows of address space, in which a node may have no more than its weight, would plan
+nothing. But in those, pages that are there one in a window (every fourth page, a table of 16 KiB rows) would all be
+right on one node. So a window of pages is the default and the only way; what it costs is rarely paid, as no pass begins
+while the whole is within its tolerance.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class Moving(threading.Thread):
                 self.moved += result.bytes_moved
                 if result.done:
                     break
-                self._over.wait(max(budgets.wait(["rate"], 2 << 20), result.wait))
+                # As the daemon's balancer does: a process is left alone for as long as a step took.
+                self._over.wait(max(budgets.wait(["rate"], 2 << 20), result.wait, result.seconds))
 
     def end(self) -> None:
         self._over.set()
