@@ -99,9 +99,11 @@ class SameBatches(Pace):
 
 
 def whole_pass(child: Child, home: int, node: int, pace: Pace, seconds: float) -> list[StepResult]:
-    """All that a pass does, numa_maps and planning included."""
+    """All that a pass does, over the area that C knows too: the daemon has measured just before it begins one."""
     process = procfs.identify(ROOT, child.popen.pid)
-    mover = ProcessPass(ROOT, process, targets.all_of(plan.ratio({home: 3, node: 1})), pace=pace)
+    target = plan.ratio({home: 3, node: 1})
+    area = targets.Span(child.base, child.base + 4096 * len(child.addresses), target)
+    mover = ProcessPass(ROOT, process, targets.all_of(target), pace=pace, known=[area])
     results = [mover.step(1 << 40, seconds)]
     while not results[-1].done:
         results.append(mover.step(1 << 40, seconds))
@@ -176,10 +178,16 @@ def layout(home: int, node: int) -> None:
         (table / f"node{number}").write_text("1")
 
 
-def against_migratepages(child: Child, home: int, node: int) -> None:
+class LargestBatches(Pace):
+    """As fast as it can be, without a bound on the time of a call: as migrate_pages(2) is."""
+
+    def pages(self, huge: bool, seconds: float) -> int:
+        return self.MOST
+
+
+def against_migratepages(child: Child, home: int, node: int, what: str, pace: Pace, seconds: float) -> None:
     """All memory from one node to the other: theirs to ours."""
     ratios = []
-    pace = Pace()
     process = procfs.identify(ROOT, child.popen.pid)
     for _ in range(ROUNDS):
         back(child, home)
@@ -188,7 +196,7 @@ def against_migratepages(child: Child, home: int, node: int) -> None:
 
         def ours() -> None:
             mover = ProcessPass(ROOT, process, targets.all_of(plan.within([node])), pace=pace)
-            while not mover.step(1 << 40).done:
+            while not mover.step(1 << 40, seconds).done:
                 pass
 
         ratios.append(theirs / timed(ours))
@@ -217,7 +225,8 @@ def main() -> None:
                 spread(child, nodes[1])
                 print(f"moves / minimum, by chance: {price(child, nodes[0], nodes[1]):.4f}")
                 moves(program.absolute(), child, nodes[0], nodes[1])
-                against_migratepages(child, nodes[0], nodes[1])
+                against_migratepages(child, nodes[0], nodes[1], "20 ms a call", Pace(), CALL_SECONDS)
+                against_migratepages(child, nodes[0], nodes[1], "16384 pages a call", LargestBatches(), 1e9)
                 layout(nodes[0], nodes[1])
         finally:
             child.end()
