@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from hetmemd.kernel import libc, mempolicy, nodelist
@@ -39,8 +38,7 @@ class Executable(NamedTuple):
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """Fields of /proc/PID/stat or /proc/PID/task/TID/stat."""
 
     pid: int

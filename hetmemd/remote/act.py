@@ -70,6 +70,9 @@ class Actor:
         self._codes: dict[int, int] = {}
         """The code with which each syscall was interrupted last."""
         self._turn = 0
+        self._calls: Sequence[Call] = ()
+        self._resolved: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
+        """What these calls come to, by the address of their data and the bits of the program."""
 
     def act(
         self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None = None
@@ -282,14 +285,22 @@ class Actor:
         room = slot.reserve(abi, padding, leftovers, self._turn, tid, data)
         if not room:
             return _Plan(None, [[] for _ in calls])
-        resolved = [
-            abi.calling(
-                room.stub,
-                abi.numbers[call.name],
-                [room.data + value if index in call.pointers else value for index, value in enumerate(call.arguments)],
-            )
-            for call in calls
-        ]
+        if calls is not self._calls:
+            self._calls = calls
+            self._resolved.clear()
+        resolved = self._resolved.get((room.data, abi.bits))
+        if resolved is None:
+            resolved = self._resolved[room.data, abi.bits] = [
+                abi.calling(
+                    room.stub,
+                    abi.numbers[call.name],
+                    [
+                        room.data + value if index in call.pointers else value
+                        for index, value in enumerate(call.arguments)
+                    ],
+                )
+                for call in calls
+            ]
         return _Plan(room, resolved)
 
 

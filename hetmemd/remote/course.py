@@ -15,10 +15,11 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
+import functools
 import os
 import signal
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import Enum, IntEnum
 
 from hetmemd.kernel import ptrace
@@ -36,7 +37,9 @@ _SENT = range(7, 17)
 rip. rcx does not matter, for the syscall instruction overwrites it."""
 _SENT_WORDS = struct.Struct(f"<{len(_SENT)}Q")
 _SIZE = X86_64.layout.size
-_NO_REGISTERS = bytes(_SIZE)
+_EMPTY_STUB = X86_64.stub(0, [0] * (_SIZE // 8))
+"""Without what it puts back. It does not depend on where it stands."""
+_WORD = struct.Struct("<Q")
 _DISPATCH_SIZE, _RSEQ_SIZE = 32, 24  # struct ptrace_sud_config, struct ptrace_rseq_configuration
 _RSEQ_HEAD = 16
 """Of struct rseq, with the critical section that the thread is in as its last 8 bytes."""
@@ -77,6 +80,21 @@ class Reached(IntEnum):
     ALL = 12
 
 
+@functools.lru_cache(maxsize=1024)
+def _resumption(asked: int, code: int) -> tuple[int, int, int]:
+    """Of a thread that is interrupted in syscall `asked` with `code` (negative).
+
+    The result register and how far before its pc the stub makes it go on, and the result register that it has for the
+    kernel to make it go on.
+    """
+    far = 1 << 20
+    registers = [0] * (_SIZE // 8)
+    registers[X86_64.asked], registers[X86_64.result], registers[X86_64.pc] = asked, X86_64.unsigned(code), far
+    mended = X86_64.mended(registers)
+    result, pc = X86_64.resumption(mended)
+    return result, far - pc, mended[X86_64.result]
+
+
 class Course:
     def __init__(self, options: int, *, blocked: bool) -> None:
         """For threads that are expected to be blocked in a syscall, or to run.
@@ -101,6 +119,9 @@ class Course:
         """And the result register that it goes on with."""
         self._sent_only = memoryview(sent)[: 8 * len(_SENT)]
         self._sent_address = ctypes.addressof((ctypes.c_char * len(sent)).from_buffer(sent))
+        # For their length: they are only ever filled with those of 64-bit programs.
+        self._calling.fill(bytes(_SIZE))
+        self._resumed.fill(bytes(_SIZE))
         self._tids: list[int] = []
         self._steps: list[Reached] = []
         self._padding = range(0)
@@ -250,18 +271,18 @@ class Course:
 
     def foresee_blocked(self, room: Slot, changes: Iterable[tuple[int, int]], asked: int, code: int, pc: int) -> None:
         """Get ready for a thread that will be found in syscall `asked`, interrupted with `code` (negative), at `pc`."""
-        registers = [0] * (_SIZE // 8)
-        registers[X86_64.asked], registers[X86_64.result], registers[X86_64.pc] = asked, X86_64.unsigned(code), pc
-        mended = X86_64.mended(registers)
-        self._sent[len(_SENT)] = mended[X86_64.result]
-        self._foresee(room, changes, mended)
+        again, back, goes_on_with = _resumption(asked, code)
+        self._sent[len(_SENT)] = goes_on_with
+        self._foresee(room, changes)
+        for (offset, _), value in zip(X86_64.resumed, (again, pc - back), strict=True):
+            _WORD.pack_into(self._content, slot.HEADER + offset, value)
         words = self.batch.words
         for index, value in zip(self._foreseen, (asked, code, pc, pc >> 32), strict=True):
             words[index * WORDS + 2] = value & 0xFFFFFFFF
 
     def foresee_running(self, room: Slot, changes: Iterable[tuple[int, int]], memory: int, padding: range) -> None:
         """Get ready for a thread that will be found between two instructions of its own, not in the `padding`."""
-        self._foresee(room, changes, [0] * (_SIZE // 8))
+        self._foresee(room, changes)
         words = self.batch.words
         words[self._area * WORDS + 1] = memory
         if padding != self._padding:
@@ -271,12 +292,9 @@ class Course:
                 granule = min((padding.start >> _GRANULE) + place, last)
                 words[(self._granules + place) * WORDS + 2] = granule & 0xFFFFFFFF
 
-    def _foresee(self, room: Slot, changes: Iterable[tuple[int, int]], registers: Sequence[int]) -> None:
-        self._put(room.head + X86_64.stub(room.stub, registers) + room.tail)
+    def _foresee(self, room: Slot, changes: Iterable[tuple[int, int]]) -> None:
+        self._put(room.head + _EMPTY_STUB + room.tail)
         self._send_with(changes)
-        # Only for their length.
-        self._calling.fill(_NO_REGISTERS)
-        self._resumed.fill(_NO_REGISTERS)
 
     def _put(self, content: bytes) -> None:
         self._content[: len(content)] = content

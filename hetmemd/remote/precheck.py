@@ -116,32 +116,38 @@ def blocked(target: Target, text: bytes, *, is_64bit: bool) -> tuple[int, int] |
     fields = text.split()
     if len(fields) < 7 or fields[0] == b"-1":  # `running`, or blocked outside of a syscall
         return None
-    number, arguments = int(fields[0]), [int(field, 16) for field in fields[1:7]]
-    if _comes_short_64(target, number, arguments) if is_64bit else _comes_short_32(target, number, arguments):
+    number = int(fields[0])
+    comes_short = _comes_short_64 if is_64bit else _comes_short_32
+    if comes_short(target, number, fields):
         raise Declined(Outcome.DEFERRED, "short-io")
     return number, int(fields[-1], 16)
+
+
+def _argument(fields: Sequence[bytes], index: int) -> int:
+    """Of the syscall, by the fields of its file."""
+    return int(fields[1 + index], 16)
 
 
 # sendto, sendmsg, sendmmsg, sendfile, splice, tee, vmsplice, copy_file_range, writev, pwritev, pwritev2
 _SENDING_64 = frozenset({44, 46, 307, 40, 275, 276, 278, 326, 20, 296, 328})
 
 
-def _comes_short_64(target: Target, number: int, arguments: Sequence[int]) -> bool:
+def _comes_short_64(target: Target, number: int, fields: Sequence[bytes]) -> bool:
     if number in _SENDING_64:
         return True
     match number:
         case 1 | 18:  # write, pwrite64
-            return _write_comes_short(target, arguments)
+            return _write_comes_short(target, fields)
         case 45:  # recvfrom
-            return bool(arguments[3] & _MSG_WAITALL)
+            return bool(_argument(fields, 3) & _MSG_WAITALL)
         case 47:  # recvmsg
-            return bool(arguments[2] & _MSG_WAITALL)
+            return bool(_argument(fields, 2) & _MSG_WAITALL)
         case 299:  # recvmmsg
-            return arguments[2] > 1 and not arguments[3] & _MSG_WAITFORONE
+            return _argument(fields, 2) > 1 and not _argument(fields, 3) & _MSG_WAITFORONE
         case 208 | 333:  # io_getevents, io_pgetevents: fewer than the least that is waited for
-            return arguments[1] > 1
+            return _argument(fields, 1) > 1
         case 426:  # io_uring_enter: what was submitted is the answer, and the wait is over
-            return _submits_and_waits(arguments)
+            return _submits_and_waits(fields)
     return False
 
 
@@ -150,30 +156,32 @@ def _comes_short_64(target: Target, number: int, arguments: Sequence[int]) -> bo
 _UNCERTAIN_32 = frozenset({146, 334, 379, 370, 345, 369, 187, 239, 313, 315, 316, 377, 337, 417, 102})
 
 
-def _comes_short_32(target: Target, number: int, arguments: Sequence[int]) -> bool:
+def _comes_short_32(target: Target, number: int, fields: Sequence[bytes]) -> bool:
     if number in _UNCERTAIN_32:
         # Of socketcall(2): accept and connect are whole or not at all.
-        return not (number == 102 and arguments[0] in (3, 5, 18))
+        return not (number == 102 and _argument(fields, 0) in (3, 5, 18))
     match number:
         case 4 | 181:  # write, pwrite64
-            return _write_comes_short(target, arguments)
+            return _write_comes_short(target, fields)
         case 371:  # recvfrom
-            return bool(arguments[3] & _MSG_WAITALL)
+            return bool(_argument(fields, 3) & _MSG_WAITALL)
         case 372:  # recvmsg
-            return bool(arguments[2] & _MSG_WAITALL)
+            return bool(_argument(fields, 2) & _MSG_WAITALL)
         case 247 | 385 | 416:  # io_getevents, io_pgetevents
-            return arguments[1] > 1
+            return _argument(fields, 1) > 1
         case 426:  # io_uring_enter
-            return _submits_and_waits(arguments)
+            return _submits_and_waits(fields)
     return False
 
 
-def _submits_and_waits(arguments: Sequence[int]) -> bool:
-    return arguments[1] > 0 and arguments[2] > 0 and bool(arguments[3] & _IORING_ENTER_GETEVENTS)
+def _submits_and_waits(fields: Sequence[bytes]) -> bool:
+    return (
+        _argument(fields, 1) > 0 and _argument(fields, 2) > 0 and bool(_argument(fields, 3) & _IORING_ENTER_GETEVENTS)
+    )
 
 
-def _write_comes_short(target: Target, arguments: Sequence[int]) -> bool:
-    descriptor, size = arguments[0], arguments[2]
+def _write_comes_short(target: Target, fields: Sequence[bytes]) -> bool:
+    descriptor, size = _argument(fields, 0), _argument(fields, 2)
     if size > PIPE_BUF:
         return True
     try:

@@ -7,6 +7,7 @@ offset  0  magic, 8 bytes
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import struct
@@ -63,24 +64,23 @@ def reserve(abi: Abi, padding: range, taken: Iterable[Leftover], turn: int, tid:
 
     Turning keeps a thread that has not yet left a slot out of the way of the next one.
     """
-    code = _rounded(abi.stub_length, 8)
-    size = _rounded(HEADER + code + len(data), _ALIGN)
+    code, size, tail = _shape(abi.stub_length, data)
     address = _place(padding, size, taken, turn)
     if address is None:
         return None
     mark = _MARK.pack(tid, size, next(_sequence) & 0xFFFF)
     stub = address + HEADER
-    filling = code - abi.stub_length
     return Slot(
-        address=address,
-        length=size,
-        head=_MAGIC + mark,
-        stub=stub,
-        tail=(b"\xcc" * filling + data).ljust(size - HEADER - abi.stub_length, b"\0"),
-        data=stub + code,
-        mark_address=address + len(_MAGIC),
-        mark=int.from_bytes(mark, "little"),
+        address, size, _MAGIC + mark, stub, tail, stub + code, address + len(_MAGIC), int.from_bytes(mark, "little")
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _shape(stub_length: int, data: bytes) -> tuple[int, int, bytes]:
+    """Bytes for the stub and for all of a slot, and what stands behind the stub."""
+    code = _rounded(stub_length, 8)
+    size = _rounded(HEADER + code + len(data), _ALIGN)
+    return code, size, (b"\xcc" * (code - stub_length) + data).ljust(size - HEADER - stub_length, b"\0")
 
 
 def _place(padding: range, size: int, taken: Iterable[Leftover], turn: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from typing import NamedTuple
@@ -16,6 +17,11 @@ from hetmemd.remote.x86_64 import ABIS, Abi
 
 _LOOKS = 5
 _LOOK_PAUSE = 0.002
+_LOCK_LOOKS = 100
+_LOCK_PAUSE = 0.001
+"""Seconds: together many of another's turns."""
+_LOCK = "syscall"
+"""A file that only its owner and root can open: others must not be able to keep a policy away."""
 
 
 class Declined(Exception):
@@ -46,12 +52,16 @@ class Target:
     """All files are opened through one directory handle: the kernel ties it to this very process, not to its pid."""
 
     def __init__(self, root: Root, process: ProcessId) -> None:
-        """`Declined` GONE where the pid is another process's by now."""
+        """`Declined` GONE where the pid is another process's by now, DEFERRED where another tracer acts on it.
+
+        Two of them, of two daemons or of a command beside one, would write their stubs into the same padding. The lock
+        is on a file of the process in /proc, and ends with the tracer.
+        """
         self.root = root
         self.process = process
         self.living = process.pid
         """A thread that is alive: of a dead leader the kernel shows no memory."""
-        self._memory = -1
+        self._memory = self._locked = -1
         self._room: Room | None = None
         try:
             self.directory = os.open(root.name(f"/proc/{process.pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -60,12 +70,32 @@ class Target:
         try:
             if procfs.parse_stat(os.fsdecode(self.read("stat"))).start != process.start:
                 raise gone()
+            self._locked = self._lock()
         except BaseException:
-            os.close(self.directory)
+            self.close()
             raise
+
+    def _lock(self) -> int:
+        try:
+            locked = os.open(_LOCK, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory)
+        except (FileNotFoundError, ProcessLookupError):
+            raise gone() from None
+        except PermissionError as error:
+            raise Declined(Outcome.REFUSED, "permission", error.errno or 0) from None
+        for look in range(_LOCK_LOOKS):
+            try:
+                fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return locked
+            except BlockingIOError:
+                if look < _LOCK_LOOKS - 1:
+                    time.sleep(_LOCK_PAUSE)
+        os.close(locked)
+        raise Declined(Outcome.DEFERRED, "traced")
 
     def close(self) -> None:
         self.forget_memory()
+        if self._locked >= 0:
+            os.close(self._locked)
         os.close(self.directory)
 
     def read(self, name: str) -> bytes:

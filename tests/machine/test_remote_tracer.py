@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -232,3 +233,30 @@ def test_another_architecture_is_said_and_nothing_is_done(
     assert (result.outcome, result.reason) == (Outcome.UNSTEERABLE, "architecture")
     assert acting.tracer.pid is None
     assert reading.policy() == DEFAULT
+
+
+def test_two_tracers_take_turns(reading: Target) -> None:
+    """Of two daemons, or of a command beside one: both would write into the same padding."""
+
+    async def often(tracer: Tracer) -> set[tuple[Outcome, str]]:
+        with contextlib.closing(tracer):
+            said = set()
+            for number in range(300):
+                for result in await tracer.apply(reading.identity, (BIND, INTERLEAVE)[number % 2]):
+                    said.add((result.outcome, result.reason))
+            return said
+
+    async def both() -> list[set[tuple[Outcome, str]]]:
+        return await asyncio.gather(*(often(Tracer(ROOT, limit_seconds=20.0)) for _ in range(2)))
+
+    assert asyncio.run(both()) == [{(Outcome.APPLIED, "")}] * 2
+    assert reading.finish() == "alive\n"
+
+
+def test_a_process_that_another_tracer_acts_on(acting: Acting, reading: Target) -> None:
+    other = os.open(f"/proc/{reading.pid}/syscall", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    result = acting.one(reading, INTERLEAVE)
+    assert (result.outcome, result.reason) == (Outcome.DEFERRED, "traced")
+    os.close(other)
+    assert acting.one(reading, INTERLEAVE).outcome is Outcome.APPLIED

@@ -31,6 +31,7 @@ def make(tmp_path: Path) -> Make:
         (thread / "fd").mkdir(parents=True, exist_ok=True)
         (process / "stat").write_text(stat(PID, "S"))
         (process / "status").write_text("Name:\ta\n")
+        (process / "syscall").write_text("running\n")
         (thread / "stat").write_text(stat(TID, state))
         (thread / "syscall").write_text(syscall + "\n")
         (thread / "fd" / "5").symlink_to(fd)
