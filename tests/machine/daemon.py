@@ -33,6 +33,13 @@ def eventually(what: str | Callable[[], str], done: Callable[[], object], patien
         time.sleep(0.01)
 
 
+def free_address() -> str:
+    """HOST:PORT that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return "127.0.0.1:{1}".format(*free.getsockname())
+
+
 class Daemon:
     """`hetmemd --root` on a folder whose proc and sys are this machine's."""
 
@@ -43,9 +50,7 @@ class Daemon:
             (folder / name).symlink_to(f"/{name}")
         self.files = folder / "etc/hetmemd.d"
         self.files.mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = "127.0.0.1:{1}".format(*free.getsockname())
+        self.address = free_address()
         (folder / "etc/hetmemd.toml").write_text(f'listen = "{self.address}"\nscan_interval = "5s"\n')
         self.prefix = prefix
         self.popen: subprocess.Popen[str] | None = None

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from hetmemd.kernel import cgroupfs, libc, procfs
-from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from tests.machine import programs
 from tests.machine.daemon import Daemon, Group, eventually, policy
-from tests.machine.remote_target import ALTERNATING, ROOT, Target
+from tests.machine.remote_target import NODE0, ROOT, Target
 
+GIVEN = tuple(Mempolicy(mode, NODE0, Flag.STATIC_NODES) for mode in (Mode.INTERLEAVE, Mode.BIND))
 FLURRY = 5
 BREATH = 0.1
 """Seconds between two changes of a policy that come too fast: for one of them its threads are on the way still."""
@@ -101,11 +102,11 @@ class Pressure:
         self._report(before)
 
     def _turn(self) -> None:
-        for wanted in ALTERNATING:
+        for wanted in GIVEN:
             file = self._drop(wanted)
             self._settled(wanted)
         # And faster than it can follow.
-        for wanted in ALTERNATING * FLURRY:
+        for wanted in GIVEN * FLURRY:
             self._drop(wanted)
             time.sleep(BREATH)
         file.unlink()

@@ -19,10 +19,9 @@ import pytest
 from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.result import Outcome
-from tests.machine.daemon import INTERLEAVE as SHOWN
 from tests.machine.daemon import Daemon, Group, eventually, fresh_path
 from tests.machine.remote_target import ALTERNATING, INTERLEAVE, ROOT, Acting, Target, numbers, wait_until
-from tests.machine.trap import Trap
+from tests.machine.trap import GIVEN, Trap
 
 pytestmark = pytest.mark.root
 
@@ -151,7 +150,7 @@ def test_a_64_bit_program_in_32_bit_code(built: Built, trap: Trap, acting: Actin
         wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 2)
         trap.catches(target.pid, Outcome.UNSTEERABLE, "compat")
         leader, other = procfs.tids(ROOT, target.pid)
-        assert (target.policy(leader), target.policy(other)) == (DEFAULT, INTERLEAVE)
+        assert (target.policy(leader), target.policy(other)) == (DEFAULT, GIVEN)
         for _ in range(50):
             assert acting.one(target, INTERLEAVE).reason == "compat"
         assert target.finish() == "alive\n"
@@ -219,12 +218,12 @@ def test_a_thousand_threads_that_come_and_go(built: Built, trap: Trap) -> None:
     with Target([built("family"), "crowd", "1000"]) as target:
         target.expect("ready")
         trap.cgroup.take(target.pid)
-        eventually("all have it", lambda: target.policies() == {INTERLEAVE})
+        eventually("all have it", lambda: target.policies() == {GIVEN})
         # It lasts: whoever is new was made by somebody who has it.
         for _ in range(3):
-            assert target.policies() == {INTERLEAVE}
+            assert target.policies() == {GIVEN}
         eventually("explain says it", lambda: trap.task(target.pid) == (Outcome.APPLIED.value, ""))
-        assert trap.policies(target.pid) == {SHOWN}
+        assert trap.policies(target.pid) == {str(GIVEN)}
         trap.cgroup.leave(target.pid)
         eventually("all give it back", lambda: target.policies() == {DEFAULT})
         told = numbers(target.finish())

@@ -23,7 +23,7 @@ from hetmemd.remote.result import Outcome
 from tests.machine import dying_tracer
 from tests.machine.daemon import eventually
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
-from tests.machine.trap import Trap
+from tests.machine.trap import GIVEN, Trap
 
 pytestmark = pytest.mark.root
 
@@ -75,7 +75,7 @@ def test_frozen_by_cgroup_v2(reading: Target, trap: Trap) -> None:
     freeze(trap.cgroup.folder, True)
     with Acting() as acting:
         # Nothing has to be done, so nothing stands in the way.
-        assert acting.one(reading, INTERLEAVE).outcome is Outcome.APPLIED
+        assert acting.one(reading, GIVEN).outcome is Outcome.APPLIED
     freeze(trap.cgroup.folder, False)
 
 
@@ -195,7 +195,7 @@ def test_io_uring_threads(built: Built, trap: Trap, kind: str) -> None:
         wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 2)
         trap.catches(target.pid, Outcome.UNSTEERABLE, "io-worker")
         leader, worker = procfs.tids(ROOT, target.pid)
-        assert (target.policy(leader), target.policy(worker)) == (INTERLEAVE, DEFAULT)
+        assert (target.policy(leader), target.policy(worker)) == (GIVEN, DEFAULT)
         assert target.finish() == "alive\n"
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.remote.result import Outcome
-from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, policy
-from tests.machine.remote_target import Target
+from tests.machine.daemon import Daemon, Group, eventually, policy
+from tests.machine.remote_target import NODE0, Target
+
+GIVEN = Mempolicy(Mode.INTERLEAVE, NODE0, Flag.STATIC_NODES)
+"""What the daemon gives to what is in the cgroup."""
 
 
 class Trap:
@@ -56,7 +60,7 @@ class Trap:
     def lets_go(self, pid: int) -> None:
         """What was caught, or never was, has its policy in all threads in the end, and nothing else is said of it."""
         eventually("explain says that it is applied", lambda: self.task(pid) == (Outcome.APPLIED.value, ""))
-        assert self.policies(pid) == {INTERLEAVE}
+        assert self.policies(pid) == {str(GIVEN)}
 
     def serves(self, target: Target, pid: int | None = None) -> None:
         """Taken into the cgroup, all threads of a process get the policy; taken out, they give it back."""
