@@ -112,7 +112,13 @@ def users(fields: dict[str, str]) -> frozenset[int]:
 def executable(root: Root, pid: int) -> Executable:
     """From /proc/PID/exe. `OSError`: ENOENT for kernel threads and zombies, EACCES without PTRACE_MODE_READ."""
     name = root.name(f"/proc/{pid}/exe")
-    found = os.stat(name)  # noqa: PTH116 (the link is no path: it leads to the file itself, even to a removed one)
+    try:
+        found = os.stat(name)  # noqa: PTH116 (the link is no path: it leads to the file itself, even to a removed one)
+    except FileNotFoundError:
+        if (living := living_thread(root, pid)) in (None, pid):
+            raise
+        name = root.name(f"/proc/{pid}/task/{living}/exe")  # of a dead leader there is none
+        found = os.stat(name)  # noqa: PTH116
     return Executable(os.readlink(name).removesuffix(" (deleted)"), found.st_dev, found.st_ino)  # noqa: PTH115
 
 

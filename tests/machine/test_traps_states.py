@@ -21,7 +21,6 @@ from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.result import Outcome
 from tests.machine import dying_tracer
-from tests.machine.daemon import eventually
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
@@ -134,7 +133,7 @@ def test_zombies(trap: Trap) -> None:
         os.kill(target.pid, signal.SIGKILL)
         wait_until(lambda: target.state() == "Z")
         # There is nothing left to give a policy to, and so nothing that failed.
-        eventually("explain says it", lambda: trap.task(target.pid) == (Outcome.GONE.value, ""))
+        trap.says(target.pid, Outcome.GONE, "")
     with Acting() as acting, Target(["true"]) as target:
         wait_until(lambda: target.state() == "Z")
         result = acting.one(target, INTERLEAVE)
@@ -143,12 +142,16 @@ def test_zombies(trap: Trap) -> None:
 
 
 def test_a_dead_leader_with_live_threads(built: Built, trap: Trap) -> None:
-    with Target([built("family"), "leader"]) as target:
+    join = ["sh", "-c", 'echo 0 >"$0" && exec "$@"', str(trap.cgroup.folder / "cgroup.procs")]
+    with Target([*join, built("family"), "leader"]) as target:
         target.expect("ready")
         wait_until(lambda: target.state() == "Z")
-        trap.serves(target)
-        with Acting() as acting:
-            leader, thread = acting.apply(target, INTERLEAVE)
+        trap.lets_go(target.pid)
+        assert target.finish() == "alive\n"
+    with Acting() as acting, Target([built("family"), "leader"]) as target:
+        target.expect("ready")
+        wait_until(lambda: target.state() == "Z")
+        leader, thread = acting.apply(target, INTERLEAVE)
         assert (leader.outcome, leader.reason) == (Outcome.GONE, "exited")
         assert (thread.outcome, thread.after) == (Outcome.APPLIED, INTERLEAVE)
         assert target.finish() == "alive\n"

@@ -33,6 +33,11 @@ class Trap:
         task = self.daemon.explain(pid)["task"]
         return (task["outcome"], task["reason"]) if task else ("", "")
 
+    def says(self, pid: int, outcome: Outcome, reason: str) -> None:
+        """In the end."""
+        wanted = (outcome.value, reason)
+        eventually(lambda: f"{wanted}, not {self.daemon.explain(pid)['task']}", lambda: self.task(pid) == wanted)
+
     def policies(self, pid: int) -> set[str]:
         """Of all threads of a process, by the kernel's word in `hetmemctl explain`."""
         return set(self.daemon.explain(pid)["kernel"]["policies"]) - {"none (no memory)"}
@@ -51,15 +56,12 @@ class Trap:
         """Taken into the cgroup, the process stays as it is, and it is said and counted why."""
         before = self.failures(outcome, reason)
         self.cgroup.take(pid)
-        eventually(
-            lambda: f"explain says {(outcome.value, reason)}, not {self.task(pid)}",
-            lambda: self.task(pid) == (outcome.value, reason),
-        )
+        self.says(pid, outcome, reason)
         eventually("the metrics count it", lambda: self.failures(outcome, reason) > before)
 
     def lets_go(self, pid: int) -> None:
         """What was caught, or never was, has its policy in all threads in the end, and nothing else is said of it."""
-        eventually("explain says that it is applied", lambda: self.task(pid) == (Outcome.APPLIED.value, ""))
+        self.says(pid, Outcome.APPLIED, "")
         assert self.policies(pid) == {str(GIVEN)}
 
     def serves(self, target: Target, pid: int | None = None) -> None:
