@@ -60,6 +60,8 @@ LONGEST_PASS = 60.0
 """Seconds after which a pass is begun anew: regions come and go, and what was planned on is old."""
 STRIKES = 3
 """Passes in a row whose work was undone by somebody else, before the next ones are held back."""
+HEALED = 12
+"""Intervals that a process stays as it should be before what was undone is forgotten."""
 MOVING_ONLY = frozenset(limits.MOVING_ONLY) | {"seccomp", "vdso", "io-worker"}
 """Reasons, of the machine and of the task, for which it cannot be called though its pages can be moved (L5)."""
 
@@ -199,12 +201,16 @@ class Balancer:
         if found is None or record.distance is None:
             return
         if record.distance > effective.handling.tolerance:
-            record.settled = None
+            record.settled = record.settled_since = None
             if not self._holds(record, record.distance):
                 self._begin(record, placement, effective, *found)
         else:
-            record.idle_passes = record.went_back = 0
+            record.idle_passes = 0
             record.has_settled = True
+            record.settled_since = record.settled_since or now
+            if now - record.settled_since > HEALED * self.interval:
+                # Others may take longer than a look to move pages back: one that finds them in place says little.
+                record.went_back = 0
             if record.outcome is Outcome.APPLIED:
                 record.settled_for = placement
 
@@ -324,6 +330,7 @@ class Balancer:
         record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
         record.left_misplaced, record.last_total, record.last_moved = distance * total, total, active.moved
         record.settled_for = placement
+        record.has_settled = True
         if active.moved or active.failed:
             now = record.distance if record.distance is not None else active.before
             journal.pages_moved(

@@ -97,7 +97,9 @@ class Record:
     last_moved: int = 0
     """bytes that it moved."""
     has_settled: bool = False
-    """It was within its tolerance once: what is moved from then on is what holding it costs."""
+    """A pass went through it once, or it was as it should be: what is moved from then on is what holding it costs."""
+    settled_since: float | None = None
+    """Since when it has been within its tolerance; None where it was not at the last look."""
     settled: Settled | None = None
     """What samples are held against between two exact measurements; None where each is exact."""
     settled_for: Placement | None = None
@@ -112,6 +114,7 @@ class Record:
         self.settled_for = None
         self.has_settled = False
         self.settled = None
+        self.settled_since = None
         self.generation += 1
         self.seen.clear()
 

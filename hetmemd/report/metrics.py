@@ -114,7 +114,7 @@ DECLARATIONS = _declare(
         "cgroup_moved_bytes_total",
         "counter",
         "cgroup work",
-        "Bytes moved for the cgroup's processes: converging until each was within its tolerance once, holding after.",
+        "Bytes moved for the cgroup's processes: converging until a pass went through each once, holding after.",
     ),
     ("cgroup_tasks", "gauge", "cgroup outcome", "Processes in the cgroup, each by the outcome of its worst thread."),
     ("applications_total", "counter", "", "Threads that were to be given a policy."),

@@ -200,9 +200,8 @@ def against_migratepages(child: Child, home: int, node: int, what: str, pace: Pa
                 pass
 
         ratios.append(theirs / timed(ours))
-    print(
-        f"all to one node: ratio to migratepages {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    )
+    told = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    print(f"all to one node, {what}: ratio to migratepages {told}")
 
 
 def main() -> None:
