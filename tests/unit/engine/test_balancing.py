@@ -11,10 +11,13 @@ import pytest
 from hetmemd.engine import balancing
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.record import Record
+from hetmemd.kernel.mempolicy import Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
 from hetmemd.memory.budget import Budgets
+from hetmemd.memory.targets import Share, Span
+from hetmemd.policy.effective import Effective, Handling, Placement
 from hetmemd.remote.result import Outcome
 from hetmemd.report.tally import Tally
 
@@ -80,6 +83,49 @@ def test_L6_what_others_move_back_each_time_is_held_longer_and_longer(tmp_path: 
         assert moved.measure_at > 0
 
     in_a_loop(tmp_path, work)
+
+
+def test_L6_pages_that_go_back_slowly_are_noticed_too(tmp_path: Path) -> None:
+    """Right after each pass all is in place, and only the look after that finds it undone."""
+    placement = Placement(Mempolicy(Mode.INTERLEAVE, frozenset({0, 1})))
+    effective = Effective("/a", "active", placement, Handling(), None, None, ())
+    passes = 0
+
+    class Told(Balancer):
+        async def _measure(
+            self, record: Record, placement: Placement, effective: Effective
+        ) -> tuple[Share, tuple[Span, ...]] | None:
+            record.distance = distances.pop(0)
+            return (lambda region: None), ()
+
+        def _begin(
+            self, record: Record, placement: Placement, effective: Effective, share: Share, spans: tuple[Span, ...]
+        ) -> None:
+            nonlocal passes
+            passes += 1
+            record.left_misplaced, record.last_total, record.last_moved = 0.0, 100 * MIB, 50 * MIB
+
+    async def run() -> None:
+        balancer = Told(
+            Root(tmp_path),
+            {},
+            lambda path: effective,
+            lambda: Machine({}, None, None),
+            Budgets(),
+            Tally(),
+            lambda: False,
+            asyncio.Event(),
+        )
+        undone = record((Outcome.APPLIED, ""))
+        undone.placement, undone.bytes_by_node = placement, {0: 100 * MIB}
+        while distances:
+            await balancer._look(undone)
+        assert "L6" in undone.acted
+        balancer.close()
+
+    distances = [0.5, 0.0] * 8
+    asyncio.run(run())
+    assert passes < 8
 
 
 def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
