@@ -20,7 +20,7 @@ from hetmemd.engine.decide import issuable
 from hetmemd.engine.offloop import OffLoop, StuckError
 from hetmemd.engine.record import Record
 from hetmemd.engine.regionwise import LOCAL, Asked
-from hetmemd.kernel import libc, nodelist, procfs
+from hetmemd.kernel import libc, nodelist, procfs, zoneinfo
 from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
@@ -236,7 +236,10 @@ class Balancer:
         if record.left_misplaced is not None and record.last_moved:
             # What came new in between can lie wrong as well, and was moved by nobody.
             back = distance * total - record.left_misplaced - max(total - record.last_total, 0)
-            record.went_back = record.went_back + 1 if back >= record.last_moved / 2 else 0
+            # Memory that was given back and taken anew was moved by nobody either: no more than the kernel has moved.
+            back = min(back, (self._migrated() - record.migrated) * 4096)
+            # A little that went back is a little less to be moved: only a rest within the tolerance makes good again.
+            record.went_back += back >= record.last_moved / 2 > 0
             record.left_misplaced = None
             if record.went_back >= STRIKES:
                 record.measure_at = asyncio.get_running_loop().time() + self._later(record.went_back)
@@ -244,6 +247,10 @@ class Balancer:
                 log.warning("%s[%d]: %s", record.comm, record.process.pid, record.acted)
                 return record.went_back % STRIKES != 0
         return False
+
+    def _migrated(self) -> int:
+        """Pages that were moved on the machine since its boot, by whomever: no more of them were moved by others."""
+        return zoneinfo.vmstat(self._root).get("pgmigrate_success", 0)
 
     def _begin(
         self, record: Record, placement: Placement, effective: Effective, share: Share, spans: tuple[Span, ...]
@@ -329,6 +336,7 @@ class Balancer:
         record.idle_passes = 0 if active.moved and gained >= active.moved / 4 else record.idle_passes + 1
         record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
         record.left_misplaced, record.last_total, record.last_moved = distance * total, total, active.moved
+        record.migrated = self._migrated()
         record.settled_for = placement
         record.has_settled = True
         if active.moved or active.failed:

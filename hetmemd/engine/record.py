@@ -102,6 +102,8 @@ class Record:
     """Since when it has been within its tolerance; None where it was not at the last look."""
     settled: Settled | None = None
     """What samples are held against between two exact measurements; None where each is exact."""
+    migrated: int = 0
+    """Pages that anybody had moved on the machine when the last pass ended."""
     settled_for: Placement | None = None
     """With `existing = "once"`: the placement for which the one pass was done."""
 

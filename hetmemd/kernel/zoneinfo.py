@@ -48,7 +48,15 @@ def watermarks(root: Root) -> dict[int, Watermarks]:
 
 def node_vmstat(root: Root, node: int) -> dict[str, int]:
     """`nr_free_pages`, `nr_inactive_file`, ... of one node. ENOENT where it is gone."""
-    text = root.read_text(f"/sys/devices/system/node/node{node}/vmstat")
+    return _counts(root.read_text(f"/sys/devices/system/node/node{node}/vmstat"))
+
+
+def vmstat(root: Root) -> dict[str, int]:
+    """Counters of the whole machine: `pgmigrate_success`, ..."""
+    return _counts(root.read_text("/proc/vmstat"))
+
+
+def _counts(text: str) -> dict[str, int]:
     return {name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines()) if value}
 
 

@@ -67,6 +67,26 @@ def in_a_loop(tmp_path: Path, work: Callable[[Balancer], None]) -> None:
     asyncio.run(run())
 
 
+def migrated(tmp_path: Path, pages: int) -> None:
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/vmstat").write_text(f"nr_free_pages 1\npgmigrate_success {pages}\n")
+
+
+def test_L6_memory_that_was_freed_and_taken_anew_was_moved_back_by_nobody(tmp_path: Path) -> None:
+    """As much as before, and all of it on the wrong node: but nothing was moved on the whole machine."""
+
+    def work(balancer: Balancer) -> None:
+        churning = record((Outcome.APPLIED, ""))
+        churning.bytes_by_node, churning.migrated = {0: 100 * MIB}, 5000
+        for _ in range(8):
+            churning.left_misplaced, churning.last_total, churning.last_moved = 0.0, 100 * MIB, 25 * MIB
+            assert not balancer._holds(churning, 0.25)
+        assert churning.went_back == 0
+
+    migrated(tmp_path, 5000)
+    in_a_loop(tmp_path, work)
+
+
 def test_L6_what_others_move_back_each_time_is_held_longer_and_longer(tmp_path: Path) -> None:
     def work(balancer: Balancer) -> None:
         moved = record((Outcome.APPLIED, ""))
@@ -82,6 +102,7 @@ def test_L6_what_others_move_back_each_time_is_held_longer_and_longer(tmp_path: 
         assert "L6" in moved.acted
         assert moved.measure_at > 0
 
+    migrated(tmp_path, 1 << 30)
     in_a_loop(tmp_path, work)
 
 
@@ -123,6 +144,7 @@ def test_L6_pages_that_go_back_slowly_are_noticed_too(tmp_path: Path) -> None:
         assert "L6" in undone.acted
         balancer.close()
 
+    migrated(tmp_path, 1 << 30)
     distances = [0.5, 0.0] * 8
     asyncio.run(run())
     assert passes < 8
@@ -137,4 +159,5 @@ def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
             assert not balancer._holds(grown, 0.25)
         assert grown.went_back == 0
 
+    migrated(tmp_path, 1 << 30)
     in_a_loop(tmp_path, work)
