@@ -335,8 +335,10 @@ class Balancer:
         gained = (active.before - distance) * total
         record.idle_passes = 0 if active.moved and gained >= active.moved / 4 else record.idle_passes + 1
         record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
-        record.left_misplaced, record.last_total, record.last_moved = distance * total, total, active.moved
-        record.migrated = self._migrated()
+        record.left_misplaced, record.last_total = distance * total, total
+        if active.moved:
+            # A pass that found nothing to be moved says nothing of what became of the one before.
+            record.last_moved, record.migrated = active.moved, self._migrated()
         record.settled_for = placement
         record.has_settled = True
         if active.moved or active.failed:
