@@ -1,0 +1,140 @@
+"""Others move pages too (L6): beside NUMA balancing and demotion, pages do not go back and forth."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
+from hetmemd.kernel.root import Root
+from tests.guest.balanced import Held
+
+pytestmark = pytest.mark.lab
+ROOT = Root()
+HERE = Path(__file__).parent
+MIB = 1 << 20
+BOTH = frozenset({0, 1})
+BALANCING = Path("/proc/sys/kernel/numa_balancing")
+KNOBS = Path("/sys/kernel/debug/sched/numa_balancing")
+DEMOTION = Path("/sys/kernel/mm/numa/demotion_enabled")
+
+# Touches all of its memory again and again, as a busy program does.
+BUSY = """
+import mmap, sys
+size = int(sys.argv[1]) << 20
+area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+print(flush=True)
+while True:
+    for place in range(0, size, 4096):
+        area[place] = 1
+    if len(sys.argv) < 3:
+        continue
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+def vmstat(name: str) -> int:
+    lines = ROOT.read_text("/proc/vmstat").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
+
+
+@pytest.fixture
+def settings() -> Generator[Callable[[Path, str], None], None, None]:
+    before: list[tuple[Path, str]] = []
+
+    def put(path: Path, value: str) -> None:
+        before.append((path, path.read_text().strip()))
+        path.write_text(value)
+
+    yield put
+    for path, value in reversed(before):
+        path.write_text(value)
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = ["numactl", "--cpunodebind=0", sys.executable, "-c", BUSY, *words]
+    popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert popen.stdout
+    popen.stdout.readline()
+    return popen
+
+
+def test_L6_numa_balancing_and_rebalance_do_not_play_ping_pong(settings: Callable[[Path, str], None]) -> None:
+    if not KNOBS.exists():
+        subprocess.run(["mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug"], check=True)
+    settings(KNOBS / "scan_delay_ms", "50")
+    settings(KNOBS / "scan_period_min_ms", "100")
+    settings(KNOBS / "scan_period_max_ms", "400")
+    settings(BALANCING, "1")
+    popen = start("16")
+    held = None
+    try:
+        policy = Mempolicy(Mode.WEIGHTED_INTERLEAVE, BOTH, Flag.STATIC_NODES)
+        held = Held(popen.pid, policy, {0: 1, 1: 1})
+        record = held.record
+        back = vmstat("numa_pages_migrated")
+        assert held.run(lambda: "L6" in record.acted, 90.0), (str(held), vmstat("numa_pages_migrated") - back)
+        # It was NUMA balancing that undid the work, and was given up after a few rounds.
+        assert vmstat("numa_pages_migrated") - back > 512
+        until_held = held.moved
+        assert until_held <= 8 * 16 * MIB
+        held.run(lambda: False, 10.0)
+        assert held.moved - until_held <= 3 * 8 * MIB
+        # As soon as nobody moves them back, the ratio is made, and holds.
+        BALANCING.write_text("0")
+        record.measure_at = 0.0
+        assert held.run(lambda: (record.distance if record.distance is not None else 1.0) <= 0.1, 60.0), str(held)
+        reached = held.moved
+        held.run(lambda: False, 3.0)
+        assert held.moved - reached <= MIB
+    finally:
+        popen.kill()
+        popen.communicate()
+        if held:
+            held.close()
+
+
+def test_L6_what_is_demoted_under_pressure_is_not_fetched_back_into_it(settings: Callable[[Path, str], None]) -> None:
+    """bind to a node that is short of memory: the kernel demotes, and nothing is moved back until there is room."""
+    settings(DEMOTION, "true")
+    idle = start("64", "once")
+    ballast = None
+    held = None
+    kills, demoted = vmstat("oom_kill"), vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct")
+    try:
+        held = Held(idle.pid, Mempolicy(Mode.BIND, frozenset({0}), Flag.STATIC_NODES), {})
+        record = held.record
+        free = int(ROOT.read_text("/sys/devices/system/node/node0/meminfo").split("MemFree:")[1].split()[0]) >> 10
+        ballast = subprocess.Popen(
+            ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), str(free + 8), "ballast"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert ballast.stdout
+        assert ballast.stdout.readline()
+        assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
+        assert held.run(lambda: record.bytes_by_node.get(1, 0) > MIB, 60.0), str(held)
+        held.run(lambda: False, 5.0)
+        under_pressure = held.moved
+        # What room the kernel makes above the reserve may be used once; no more than that goes to and fro.
+        assert under_pressure <= 16 * MIB
+        assert held.tally.totals().failed_pages_by_reason.get("node-full", 0) > 0
+        ballast.kill()
+        ballast.communicate()
+        record.measure_at = 0.0
+        assert held.run(lambda: (record.distance or 0.0) <= 0.02, 60.0), str(held)
+        assert vmstat("oom_kill") == kills
+    finally:
+        for popen in (idle, ballast):
+            if popen:
+                popen.kill()
+                popen.communicate()
+        if held:
+            held.close()
