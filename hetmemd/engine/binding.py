@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hetmemd.engine.braking import UNTOLD, Permit
-from hetmemd.engine.decide import UNDO, Mark
+from hetmemd.engine.clearance import Clearance
+from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark
 from hetmemd.engine.ledger import Ledger, Span
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, worst
@@ -107,6 +108,10 @@ class State:
     homes: dict[tuple[int, int], int] = field(default_factory=dict)
     failed: dict[tuple[int, int, Mempolicy], float] = field(default_factory=dict)
     """What the kernel refused, and when it may be tried again."""
+    fought: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Where a policy of the application's own was replaced (T4), by the region's start: how often, and when."""
+    contested: bool = False
+    """Some region is left to the application, which sets its own policy again and again."""
 
 
 class Binder:
@@ -134,6 +139,7 @@ class Binder:
         self._tally = tally
         self._headroom = Headroom(root)
         self._readers = OffLoop("regions", READERS, READ_SECONDS)
+        self._clearance = Clearance(root, lambda path: wish(path).asked)
         self._states: dict[int, State] = {}
 
     def close(self) -> None:
@@ -204,13 +210,15 @@ class Binder:
         found = regions.read(self._root, pid, tid, state.stacks) if tid is not None else []
         state.stacks = regions.stacks_in(found)
         marks = self._marks(record.process)
+        allowed = record.allowed or self._memory_nodes()
         decision = decide_regions(
             found,
             asked,
-            record.allowed or self._memory_nodes(),
+            allowed,
             marks,
             self._ledger.issued,
             is_foreign=_is_foreign(record),
+            cleared=self._clearance.cleared(found, asked, allowed),
         )
         return decision, settled(decision.verdicts, marks)
 
@@ -228,7 +236,23 @@ class Binder:
     def _todo(self, state: State, decision: Regionwise) -> list[Change]:
         now = asyncio.get_running_loop().time()
         state.failed = {key: at for key, at in state.failed.items() if at > now}
-        return [change for change in decision.changes if (change.start, change.end, change.policy) not in state.failed]
+        state.contested = False
+        return [
+            change
+            for change in decision.changes
+            if (change.start, change.end, change.policy) not in state.failed and not self._is_fought(state, change, now)
+        ]
+
+    def _is_fought(self, state: State, change: Change, now: float) -> bool:
+        """Whether the application has set its own policy again, so that it is left to it, for now or altogether."""
+        if not change.overrides or change.start not in state.fought:
+            return False
+        strikes, at = state.fought[change.start]
+        if now - at > FORGIVEN:
+            del state.fought[change.start]
+            return False
+        state.contested = state.contested or strikes > STRIKES
+        return strikes > STRIKES or now - at < FIRST_WAIT * 2 ** (strikes - 1)
 
     def _hindrance(self, record: Record, wish: Wish, todo: Sequence[Change]) -> tuple[Outcome, str] | None:
         """Why nothing is done now."""
@@ -270,6 +294,9 @@ class Binder:
             done = [pair for pair, code in zip(some, result.errnos, strict=False) if not code]
             self._refused(state, some, result.errnos, failed)
             self._took_place(record.process, state, done)
+            at = asyncio.get_running_loop().time()
+            for change in {change for _, change in done if change.overrides}:
+                state.fought[change.start] = (state.fought.get(change.start, (0, 0.0))[0] + 1, at)
             bound += sum(not change.undoes for call, change in done if not isinstance(call, HomeNode))
             undone += sum(change.undoes for _, change in done)
             if result.outcome is not Outcome.APPLIED:
@@ -358,6 +385,8 @@ class Binder:
             said.append((record.outcome, record.reason))
         if result:
             said.append(result)
+        elif state.contested:
+            said.append((Outcome.CONTESTED, "set-again"))
         elif state.failed:
             said.append((Outcome.REFUSED, "mbind"))
         elif state.decision and state.decision.changes:

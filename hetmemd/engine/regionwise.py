@@ -87,6 +87,8 @@ class Change:
     home: int | None = None
     only_home: bool = False
     """It has the policy already."""
+    overrides: bool = False
+    """What it has of its own is the application's (T4)."""
     undoes: bool = False
     """What hetmemd gave it is taken away."""
 
@@ -165,7 +167,7 @@ def _change(verdict: Verdict, mark: RegionMark | None, asked: Asked, home: int |
     if verdict.state == "change":
         assert wanted is not None
         if region.is_bound and verdict.ours is None and region.policy is not None:
-            replaced = region.policy
+            return Change(region.start, region.end, wanted, region.policy, its_home, overrides=True)
         return Change(region.start, region.end, wanted, replaced, its_home)
     if verdict.state == "bound" and verdict.ours is not None and (mark.home if mark else None) != its_home:
         # Taken away it is by binding anew: there is no call for it.

@@ -65,6 +65,11 @@ def identify(root: Root, pid: int) -> ProcessId:
     return ProcessId(pid, stat(root, pid).start)
 
 
+def pids(root: Root) -> list[int]:
+    """All processes that there are, ascending."""
+    return sorted(int(name) for name in os.listdir(root.name("/proc")) if name.isdigit())  # noqa: PTH208
+
+
 def age(process: ProcessId) -> float:
     """Seconds since a process of this machine was made, to a hundredth."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")

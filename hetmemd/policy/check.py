@@ -10,7 +10,7 @@ from hetmemd.kernel.mempolicy import Flag
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import files, library, placing, support, surroundings
+from hetmemd.policy import files, library, placing, surroundings
 from hetmemd.policy.faults import Caution, Fault
 from hetmemd.policy.language import Table
 from hetmemd.policy.library import Library, PolicyFile
@@ -126,8 +126,6 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
         if placed.placement is None:
             key = "weights" if "weight" in placed.notes[-1] else "nodes"
             yield caution(key, placed.notes[-1])
-        for note in support.missing(placed.wanted) if placed.wanted else ():
-            yield caution("memory", note)
 
 
 def _about_matching(

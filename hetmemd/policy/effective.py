@@ -122,7 +122,7 @@ class Effective:
     """Every limit that a move in this cgroup must pay, innermost first, without the global one."""
     losers: tuple[Loser, ...] = ()
     notes: tuple[str, ...] = ()
-    """Sentences for a person: why blocked, what was cut, what is not yet supported."""
+    """Sentences for a person: why blocked, what was cut."""
     wanted: Placement | None = None
     """What a blocked placement came to, as far as it could be resolved; `placement` in every other state."""
     wall: frozenset[int] | None = None

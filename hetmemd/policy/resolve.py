@@ -13,7 +13,7 @@ from typing import Any
 from hetmemd.kernel import nodelist
 from hetmemd.kernel.mempolicy import Mode
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import placing, support
+from hetmemd.policy import placing
 from hetmemd.policy.effective import Bucket, Effective, Handling, Placement, Source
 from hetmemd.policy.language import RATE_KEYS, Request, Table
 from hetmemd.policy.library import Library
@@ -225,8 +225,7 @@ class _Cgroup:
         own = Source(self.path, self.match.own.file, self.match.own.line) if self.match.own else None
         handling = replace(resolution.defaults, **self.handling, **self.shown_rates)
         inherited = holder.source if holder and holder is not self.owned else None
-        unsupported = support.missing(placed.wanted) if placed.wanted else ()
-        notes = [conflict, self.wall_note, *placed.notes, *unsupported]
+        notes = [conflict, self.wall_note, *placed.notes]
         return Effective(
             cgroup=self.path,
             state=state,

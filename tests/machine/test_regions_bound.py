@@ -5,6 +5,8 @@ One memory node is enough: a region's own policy is seen in numa_maps.
 
 from __future__ import annotations
 
+import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Generator
@@ -19,6 +21,7 @@ from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.root
 ROOT = Root()
+CHECKOUT = Path(__file__).parents[2]
 INCLUSIVE = 'memory = ["heap", "anon"]\n'
 EXCLUSIVE = 'memory = ["all", "!stack", "!exec"]\n'
 
@@ -128,3 +131,54 @@ def test_T4_the_regions_of_a_task_with_its_own_policy_are_its_own(daemon: Daemon
             assert {str(line.policy) for line in numa_maps.read(ROOT, popen.pid)} == {"local"}
         finally:
             popen.kill()
+
+
+def test_shared_memory_is_bound_where_all_who_map_it_agree(daemon: Daemon, group: Group, program: Program) -> None:
+    pid = program.popen.pid
+    descriptors = Path(f"/proc/{pid}/fd")
+    memfd = next(path for path in descriptors.iterdir() if "memfd:regions" in str(path.readlink()))
+    with memfd.open("r+b") as opened, mmap.mmap(opened.fileno(), 4096):
+        # This process maps it too, and no policy reaches it.
+        daemon.drop("50-a.toml", policy(group.path, more='memory = ["anon", "shm"]\n'))
+        eventually("its own is bound", lambda: program.all("anon", "shared") == {INTERLEAVE})
+        assert program.all("memfd", "heap", "asleep", "busy") == {"default"}
+    (daemon.files / "50-a.toml").unlink()
+    eventually("L3: undone", lambda: program.all("anon", "shared") == {"default"})
+
+
+def hetmemctl(*words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hetmemd.ctl.main", *words, "--socket", "/nowhere"]
+    return subprocess.run(command, check=False, capture_output=True, text=True, user=user, cwd=CHECKOUT)
+
+
+def test_by_hand(program: Program) -> None:
+    """Without the service."""
+    pid = str(program.popen.pid)
+    dry = hetmemctl("bind", pid, "heap,anon", "--mode", "interleave", "--nodes", "all", "--dry-run")
+    assert "would be bound" in dry.stdout, dry.stderr
+    assert program.all("heap", "anon") == {"default"}
+    done = hetmemctl("bind", pid, "heap,anon", "--mode", "interleave", "--nodes", "all", "--json")
+    assert json.loads(done.stdout)["bound"] == len(json.loads(done.stdout)["ranges"]) > 1, done.stderr
+    assert program.all("heap", "anon") == {INTERLEAVE}
+    assert program.policies("own") == {"bind:0"}
+    assert program.all("asleep", "busy", "code", "memfd") == {"default"}
+
+    start, length = program.spans["own"]
+    half = f"{start:x}-{start + length // 2:x}"
+    assert hetmemctl("bind", pid, half, "--mode", "local").returncode == 0
+    assert program.policies("own") == {"bind:0"}, "left alone"
+    assert hetmemctl("bind", pid, half, "--mode", "local", "--override").returncode == 0
+    assert program.policies("own") == {"bind:0", "local"}
+
+    regions = {
+        each["start"]: each for each in json.loads(hetmemctl("explain", pid, "--regions", "--json").stdout)["regions"]
+    }
+    assert (regions[start]["kind"], regions[start]["policy"], regions[start]["is_bound"]) == ("anon", "local", True)
+    assert regions[program.spans["code"][0]]["kind"] == "exec"
+    other = hetmemctl("explain", pid, "--regions", user="nobody")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert "root" in other.stderr
+    moved = hetmemctl("move", pid, "--weights", "0=1", "--json")
+    assert json.loads(moved.stdout)["after"]["distance"] == 0, moved.stderr
+    assert hetmemctl("bind", "1", "--mode", "local").returncode == 1, "init is never touched (T5)"
+    assert hetmemctl("bind", pid, "heep", "--mode", "local").returncode == 2

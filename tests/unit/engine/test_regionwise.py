@@ -109,7 +109,7 @@ def test_T4_the_regions_of_a_thread_with_its_own_policy_are_the_application_s() 
 def test_T4_override_replaces_and_remembers() -> None:
     asked = replace(ANON, overrides=True)
     decision = decide_regions([region(0, 9, policy=THEIRS)], asked, ALLOWED, is_foreign=True)
-    assert decision.changes == (change(0, 9, WEIGHTED, THEIRS),)
+    assert decision.changes == (change(0, 9, WEIGHTED, THEIRS, overrides=True),)
     marks = intended((), decision.changes)
     assert decide_regions([region(0, 9, policy=WEIGHTED)], NOTHING, ALLOWED, marks).changes == (
         change(0, 9, THEIRS, THEIRS, undoes=True),

@@ -123,13 +123,6 @@ def test_every_example_of_the_language_holds() -> None:
     assert shown == set(language.KEYS), "and every key has one of its own"
 
 
-def test_what_is_not_yet_supported_is_named() -> None:
-    code = (CHECKOUT / "hetmemd/policy/support.py").read_text()
-    missing = set(re.findall(r"\{_PREFIX\}(\w+)", code))
-    assert missing == {"memory"}, "the search finds them"
-    assert items(section("hetmemd.policy.5", "NOT YET SUPPORTED"), "Ic") == missing
-
-
 def test_every_verb_and_option_of_hetmemctl() -> None:
     top = parser()
     verbs = completion.verbs(top)

@@ -102,19 +102,6 @@ def test_preferred_must_come_to_one_node() -> None:
     assert effective.state == "blocked" and any("preferred-many" in note for note in effective.notes)
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ({"memory": ["shm"]}, "memory"),
-        ({"memory": ["all", "!hugetlb"]}, "memory"),
-    ],
-)
-def test_what_is_not_yet_supported_is_said_and_applied_without(more: dict[str, object], says: str) -> None:
-    effective = resolved("/a", policy("/a", "bind", "0-1", **more))
-    assert effective.state == "active"
-    assert [note for note in effective.notes if note.startswith("not yet supported: " + says)] != []
-
-
 @pytest.mark.parametrize("memory", [["heap", "anon"], ["all", "!stack"], "heap"])
 def test_classes_of_memory_are_part_of_the_placement(memory: object) -> None:
     effective = resolved("/a", policy("/a", "bind", "0-1", memory=memory))

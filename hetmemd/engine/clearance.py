@@ -1,0 +1,121 @@
+"""Which regions of shared and of huge memory may be bound.
+
+A policy on shared memory is on the object: it holds for all who map it, and beyond the task's end. So it is bound only
+where every process that maps it has the same wish, and none maps it as code. Huge pages are handed out at the page
+fault, where a process that finds none on the nodes of a bind is killed (SIGBUS): so only where the nodes have as many.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from hetmemd.engine.decide import nodes_within
+from hetmemd.engine.regionwise import Asked
+from hetmemd.kernel import libc, maps, procfs
+from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.root import Root
+from hetmemd.memory.regions import Region
+
+KEPT = 5.0
+"""Seconds for which a reading of who maps what serves again, at least: it goes through all processes."""
+COST = 50
+"""A reading that took so long serves for that many times as long: 2 % of one core."""
+
+Object = tuple[str, int]
+"""Device and inode."""
+
+
+class Clearance:
+    """Safe to call from several threads."""
+
+    def __init__(self, root: Root, asked: Callable[[str], Asked]) -> None:
+        """`asked` takes a cgroup's path."""
+        self._root = root
+        self._asked = asked
+        self._lock = threading.Lock()
+        self._mappers: dict[Object, set[int]] = {}
+        self._code: set[Object] = set()
+        self._until = 0.0
+
+    def cleared(self, found: Iterable[Region], asked: Asked, allowed: frozenset[int]) -> frozenset[int]:
+        """Starts of the regions (of one process) that may be bound. `OSError` where /proc cannot be listed."""
+        shared = [region for region in found if region.kind == "shm" and asked.of("shm") is not None]
+        huge = [region for region in found if region.kind == "hugetlb" and asked.of("hugetlb") is not None]
+        starts = self._huge(huge, asked.of("hugetlb"), allowed)
+        if shared:
+            with self._lock:
+                self._read_mappers()
+            wishes: dict[int, Mempolicy | None] = {}
+            starts |= {region.start for region in shared if self._agree(region, asked.of("shm"), wishes)}
+        return frozenset(starts)
+
+    # -- shared memory
+
+    def _agree(self, region: Region, wanted: Mempolicy | None, wishes: dict[int, Mempolicy | None]) -> bool:
+        """Whether all who map the object want this policy for it."""
+        mappers = self._mappers.get(region.file)
+        if not mappers or region.file in self._code or not region.is_shared:
+            return False
+        for pid in mappers:
+            if pid not in wishes:
+                wishes[pid] = self._wish(pid)
+            if wishes[pid] != wanted:
+                return False
+        return True
+
+    def _wish(self, pid: int) -> Mempolicy | None:
+        try:
+            path = procfs.cgroup_path(self._root, pid)
+        except OSError:
+            return None
+        return self._asked(path).of("shm") if path else None
+
+    def _read_mappers(self) -> None:
+        began = time.monotonic()
+        if began < self._until:
+            return
+        self._mappers, self._code = {}, set()
+        for pid in procfs.pids(self._root):
+            try:
+                mappings = maps.read(self._root, pid)
+            except OSError as error:
+                if libc.is_gone(error):
+                    continue
+                # Without the right to look nobody knows who maps what: then nothing is cleared.
+                self._mappers = {}
+                break
+            for mapping in mappings:
+                if mapping.inode and mapping.permissions.endswith("s"):
+                    what = (mapping.device, mapping.inode)
+                    self._mappers.setdefault(what, set()).add(pid)
+                    if "x" in mapping.permissions:
+                        self._code.add(what)
+        self._until = time.monotonic() + max(KEPT, COST * (time.monotonic() - began))
+
+    # -- huge pages
+
+    def _huge(self, found: Sequence[Region], wanted: Mempolicy | None, allowed: frozenset[int]) -> set[int]:
+        """What is not there yet of a region must find free pages on the nodes, and no two regions the same."""
+        starts: set[int] = set()
+        free: dict[int, int] = {}
+        for region in found:
+            if wanted is None:
+                break
+            nodes = nodes_within(wanted, allowed) if wanted.mode.takes_nodes else allowed
+            if region.page_size not in free:
+                free[region.page_size] = sum(self._free(node, region.page_size) for node in nodes)
+            lacking = max(region.size // region.page_size - region.pages * 4096 // region.page_size, 0)
+            if lacking <= free[region.page_size]:
+                free[region.page_size] -= lacking
+                starts.add(region.start)
+        return starts
+
+    def _free(self, node: int, size: int) -> int:
+        """Documentation/admin-guide/mm/hugetlbpage.rst."""
+        folder = f"/sys/devices/system/node/node{node}/hugepages/hugepages-{size >> 10}kB"
+        try:
+            return int(self._root.read_text(f"{folder}/free_hugepages"))
+        except (OSError, ValueError):
+            return 0

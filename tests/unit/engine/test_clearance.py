@@ -1,0 +1,91 @@
+"""Which shared and which huge memory may be bound, from small trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hetmemd.engine.clearance import Clearance
+from hetmemd.engine.regionwise import Asked
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.kernel.root import Root
+from hetmemd.memory.regions import Region
+from hetmemd.memory.scope import scope
+
+HUGE = 2 << 20
+BIND = Asked(Mempolicy(Mode.BIND, frozenset({1}), Flag.STATIC_NODES), scope(("shm", "hugetlb")))
+OTHER = Asked(Mempolicy(Mode.BIND, frozenset({0}), Flag.STATIC_NODES), scope(("shm", "hugetlb")))
+NODES = frozenset({0, 1})
+
+
+def process(top: Path, pid: int, cgroup: str, maps: str) -> None:
+    folder = top / f"proc/{pid}"
+    folder.mkdir(parents=True)
+    (folder / "maps").write_text(maps)
+    (folder / "cgroup").write_text(f"0::{cgroup}\n")
+
+
+def line(inode: int, permissions: str = "rw-s") -> str:
+    return f"7f0000000000-7f0000004000 {permissions} 00000000 00:01 {inode} /memfd:x (deleted)\n"
+
+
+def shared(inode: int) -> Region:
+    return Region(
+        0x7F0000000000, 0x7F0000004000, "shm", "/memfd:x", DEFAULT, False, {}, 4096, True, 1, file=("00:01", inode)
+    )
+
+
+def clearance(top: Path) -> Clearance:
+    wishes = {"/a": BIND, "/b": BIND, "/c": OTHER}
+    return Clearance(Root(top), lambda path: wishes.get(path, Asked(None, scope(("all",)))))
+
+
+def test_shared_memory_where_all_who_map_it_want_the_same(tmp_path: Path) -> None:
+    process(tmp_path, 10, "/a", line(1) + line(2) + line(3) + line(4))
+    process(tmp_path, 11, "/b", line(1) + line(4, "r-xs"))
+    process(tmp_path, 12, "/c", line(2))
+    process(tmp_path, 13, "/elsewhere", line(3))
+    found = [clearance(tmp_path).cleared([shared(inode)], BIND, NODES) for inode in (1, 2, 3, 4, 5)]
+    assert [bool(starts) for starts in found] == [True, False, False, False, False]
+
+
+def test_private_mappings_are_no_matter_of_others(tmp_path: Path) -> None:
+    process(tmp_path, 10, "/a", line(1))
+    process(tmp_path, 11, "/c", line(1, "rw-p"))
+    assert clearance(tmp_path).cleared([shared(1)], BIND, NODES)
+
+
+def test_a_process_that_goes_meanwhile_is_no_obstacle(tmp_path: Path) -> None:
+    process(tmp_path, 10, "/a", line(1))
+    (tmp_path / "proc/11").mkdir()
+    assert clearance(tmp_path).cleared([shared(1)], BIND, NODES)
+
+
+def huge(start: int, pages: int, there: int = 0) -> Region:
+    return Region(start, start + pages * HUGE, "hugetlb", "", DEFAULT, False, {0: there * 512}, HUGE, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("free", "regions", "expected"),
+    [
+        (4, [huge(0, 4)], {0}),
+        (3, [huge(0, 4)], set()),
+        (3, [huge(0, 4, there=1)], {0}),
+        (4, [huge(0, 3), huge(HUGE * 8, 2), huge(HUGE * 16, 1)], {0, HUGE * 16}),
+        (0, [huge(0, 2, there=2)], {0}),
+    ],
+)
+def test_huge_pages_where_there_are_as_many_free(
+    tmp_path: Path, free: int, regions: list[Region], expected: set[int]
+) -> None:
+    for node, count in ((0, 100), (1, free)):
+        folder = tmp_path / f"sys/devices/system/node/node{node}/hugepages/hugepages-2048kB"
+        folder.mkdir(parents=True)
+        (folder / "free_hugepages").write_text(f"{count}\n")
+    assert clearance(tmp_path).cleared(regions, BIND, NODES) == expected
+
+
+def test_nothing_is_looked_at_that_the_policy_is_not_about(tmp_path: Path) -> None:
+    asked = Asked(BIND.policy, scope(("heap",)))
+    assert clearance(tmp_path).cleared([shared(1), huge(0, 1)], asked, NODES) == frozenset()
