@@ -85,8 +85,10 @@ def start() -> None:
 
 def main() -> None:
     assert not libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # pages of 4 KiB, so that a ratio is exact
-    for line in sys.stdin:
-        match line.strip():
+    # Unbuffered: what is told to the program that it executes must not be read before.
+    commands = os.fdopen(0, "rb", buffering=0)
+    for line in iter(commands.readline, b""):
+        match line.decode().strip():
             case "start":
                 start()
             case "grow":
