@@ -13,30 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.daemon import FILES, Group, drop, eventually, metrics, policy, shown, systemctl
+from tests.guest.daemon import FILES, Group, drop, eventually, metrics, policy, shown
 from tests.machine.regions_program import Program
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("service")]
 
 WEIGHTED = "weighted interleave=static:0-1"
 INCLUSIVE = 'memory = ["heap", "anon"]\ntolerance = 0.005\n'
 SCALE = 64
 """4 MiB of memory in a region of 16 pages."""
-
-
-@pytest.fixture(autouse=True)
-def service() -> Generator[None, None, None]:
-    systemctl("start", "hetmemd")
-    yield
-    for file in FILES.glob("*"):
-        file.unlink()
-
-
-@pytest.fixture
-def group() -> Generator[Group, None, None]:
-    group = Group("/regions.slice")
-    yield group
-    group.remove()
 
 
 @pytest.fixture
@@ -111,3 +96,11 @@ def test_what_is_left_out_is_brought_home(group: Group, program: Program) -> Non
     assert shown(pid) == WEIGHTED
     (FILES / "50-regions.toml").unlink()
     eventually("L3: undone", lambda: program.all("asleep", "busy", "heap") == {"default"})
+
+
+def test_shared_memory_that_nobody_else_maps(group: Group, program: Program) -> None:
+    drop("50-regions.toml", policy(group.path, more='memory = ["shm"]\n'))
+    eventually("bound", lambda: program.all("shared", "memfd") == {WEIGHTED})
+    assert program.all("heap", "anon", "asleep", "code") == {"default"}
+    (FILES / "50-regions.toml").unlink()
+    eventually("L3: undone", lambda: program.all("shared", "memfd") == {"default"})
