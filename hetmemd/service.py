@@ -309,6 +309,8 @@ class Service:
         return next((name for name in OBSERVE_FILES if self._root.path(name).exists()), "")
 
     def _rescan(self) -> None:
+        """What is held is another than it was, and that may be what turned the kill switch."""
+        self._observe()
         self._engine.rescan()
 
     def _observe(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,6 +32,7 @@ FORKING = (
     SET + "print(flush=True); sys.stdin.readline()\nif child := os.fork(): print(child, flush=True)\ntime.sleep(1000)"
 )
 STUBBORN = SET + "print(flush=True)\nwhile True: own(); time.sleep(0.01)"
+MANY = "prefer (many)=static:0"
 OVERRIDE = 'foreign = "override"\n'
 
 
@@ -111,4 +115,117 @@ def test_T4_who_insists_is_contested_and_left_alone(daemon: Daemon, group: Group
         group.take(own.pid)
         time.sleep(0.5)
         assert daemon.journal.read_text().count(f"[{own.pid}]") == times
+        assert shown(own.pid) == "local"
+
+
+# -- undo, and a stop that restores
+
+
+def hetmemctl(daemon: Daemon, *words: str, status: int = 0) -> dict[str, Any]:
+    """Against the daemon's socket and, where it is gone, on its folder."""
+    alone = ("--socket", daemon.socket, "--root", str(daemon.folder))
+    said = subprocess.run(
+        [sys.executable, "-m", "hetmemd.ctl.main", *words, "--json", *alone],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert said.returncode == status, said.stderr
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found
+
+
+def test_undo_gives_back_and_the_service_gives_nothing_any_more_until_released(
+    daemon: Daemon, group: Group, task: Task
+) -> None:
+    daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
+    (group.folder / "below").mkdir()
+    with program(ONCE) as own:
+        (group.folder / "below/cgroup.procs").write_text(str(own.pid))
+        group.take(task.pid)
+        eventually("they hold", lambda: {shown(task.pid), shown(own.pid)} == {INTERLEAVE})
+        planned = hetmemctl(daemon, "undo", "--cgroup", group.path, "--dry-run")["planned"]
+        assert {(plan["pid"], plan["now"], plan["then"]) for plan in planned} == {
+            (task.pid, INTERLEAVE, "default"),
+            (own.pid, INTERLEAVE, "local"),
+        }
+        assert {shown(task.pid), shown(own.pid)} == {INTERLEAVE}
+        told = hetmemctl(daemon, "undo", "--cgroup", f"{group.path}/below")
+        assert (told["threads"], told["left"]) == (1, [])
+        assert (shown(task.pid), shown(own.pid)) == (INTERLEAVE, "local")
+        told = hetmemctl(daemon, "undo", "--cgroup", group.path)
+        assert (told["threads"], told["left"], told["held"]) == (1, [], group.path)
+        assert (shown(task.pid), shown(own.pid)) == ("default", "local")
+        daemon.stop()
+        daemon.start()
+        eventually("said", lambda: daemon.explain(task.pid)["task"]["reason"] == "undone")
+        assert (shown(task.pid), shown(own.pid)) == ("default", "local")
+        hetmemctl(daemon, "release", group.path)
+        eventually("released", lambda: shown(task.pid) == INTERLEAVE)
+        assert shown(own.pid) == "local"
+        hetmemctl(daemon, "release", "--all")
+        eventually("all is released", lambda: shown(own.pid) == INTERLEAVE)
+
+
+def test_undo_of_a_process_holds_it_alone_and_needs_no_kill_switch_off(
+    daemon: Daemon, group: Group, task: Task
+) -> None:
+    daemon.drop("50-a.toml", policy(group.path))
+    with subprocess.Popen(["sleep", "10000"]) as other:
+        try:
+            for each in (task, other):
+                group.take(each.pid)
+            eventually("they hold", lambda: {shown(task.pid), shown(other.pid)} == {INTERLEAVE})
+            (daemon.folder / "run/hetmemd/observe").touch()
+            assert hetmemctl(daemon, "undo", "--pid", str(task.pid))["threads"] == 1
+            assert (shown(task.pid), shown(other.pid)) == ("default", INTERLEAVE)
+        finally:
+            other.kill()
+
+
+def test_undo_works_when_the_daemon_is_gone(daemon: Daemon, group: Group) -> None:
+    daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
+    with program(FORKING) as own:
+        group.take(own.pid)
+        eventually("it holds", lambda: shown(own.pid) == INTERLEAVE)
+        daemon.stop(signal.SIGKILL)
+        assert own.stdin and own.stdout
+        own.stdin.write(b"\n")
+        own.stdin.flush()
+        child = int(own.stdout.readline())
+        try:
+            only = ("--cgroup", group.path)
+            planned = hetmemctl(daemon, "undo", "--dry-run", *only)["planned"]
+            assert {plan["pid"] for plan in planned} == {own.pid, child}
+            told = hetmemctl(daemon, "undo", *only)
+            assert (told["threads"], told["left"], told["held"]) == (2, [], None)
+            assert {shown(own.pid), shown(child)} == {"local"}
+            assert hetmemctl(daemon, "undo", *only)["threads"] == 0
+        finally:
+            os.kill(child, signal.SIGKILL)
+        daemon.start()
+        eventually("files hold again", lambda: shown(own.pid) == INTERLEAVE)
+
+
+def test_L2_a_stop_restores_and_says_what_it_could_not(daemon: Daemon, group: Group, task: Task) -> None:
+    settings = daemon.folder / "etc/hetmemd.toml"
+    settings.write_text('on_stop = "restore"\n' + settings.read_text())
+    # A value that no other test of this machine uses: what a stop gives back is found by it as well (T4).
+    daemon.drop("50-a.toml", policy(group.path, "preferred-many", OVERRIDE))
+    group.take(task.pid)
+    with program(ONCE) as own:
+        (group.folder / "frozen").mkdir()
+        (group.folder / "frozen/cgroup.procs").write_text(str(own.pid))
+        eventually("they hold", lambda: {shown(task.pid), shown(own.pid)} == {MANY})
+        (group.folder / "frozen/cgroup.freeze").write_text("1")
+        try:
+            daemon.stop()
+            said = daemon.journal.read_text()
+            assert "; left, and kept in the ledger" in said
+            assert f"[{own.pid}] (frozen)" in said
+            assert (shown(task.pid), shown(own.pid)) == ("default", MANY)
+        finally:
+            (group.folder / "frozen/cgroup.freeze").write_text("0")
+        assert hetmemctl(daemon, "undo", "--cgroup", group.path)["threads"] == 1
         assert shown(own.pid) == "local"
