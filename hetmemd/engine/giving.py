@@ -4,6 +4,7 @@ stop, L2), and by hetmemctl itself when there is no service: the same code, with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -94,11 +95,18 @@ class Giving:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         before = self._steering.given_back
+        await self._adopt(selection)
         while True:
             left = await self._once(selection, until)
             if not left or loop.time() + AGAIN >= until:
                 return Given(self._steering.given_back - before, tuple(left))
             await asyncio.sleep(AGAIN)
+
+    async def _adopt(self, selection: Selection) -> None:
+        """Who was forked while there was no service has no marks of its own; parents first."""
+        for process, path in sorted(self._processes(selection), key=lambda found: found[0].start):
+            with contextlib.suppress(OSError, StuckError):
+                await self._steering.adopt(Record(process, "", path, None))
 
     async def _once(self, selection: Selection, until: float) -> list[Left]:
         found = list(self._processes(selection))

@@ -158,6 +158,15 @@ class Steering:
         restored = [seen for seen in reading.threads.values() if seen.decision.verb is Verb.RESTORE]
         return [] if reading.refusal else [(seen.now, seen.decision.policy) for seen in restored]
 
+    async def adopt(self, record: Record) -> None:
+        """Mark what a process inherited while nobody looked, before its parent's marks go. Raises as `look` does."""
+        maker = self._maker({}, record.process.pid, procfs.stat(self._root, record.process.pid).ppid)
+        if maker and not self._ledger.marks(record.process):
+            reading = await self._readers.call(record.process, lambda: self._read(record, UNDO))
+            mark = Mark(maker.issued, maker.replaced)
+            heirs = [tid for tid, seen in reading.threads.items() if carries(seen.now, seen.allowed, mark, set())]
+            self._ledger.set_marks(record.process, dict.fromkeys(heirs, mark))
+
     # -- reading
 
     async def _reading(self, record: Record) -> _Reading:
@@ -248,7 +257,8 @@ class Steering:
         inherited is marked."""
         marks = self._ledger.marks(record.process)
         changes: dict[int, Mark | None] = {tid: None for tid in marks if tid not in reading.tids}
-        inherited = self._inherited(marks, record.process.pid, reading.ppid)
+        maker = self._maker(marks, record.process.pid, reading.ppid)
+        inherited = maker.replaced if maker else None
         for tid, seen in reading.threads.items():
             mark = marks.get(tid)
             if seen.decision.outcome is Outcome.APPLIED and seen.wanted is not None:
@@ -265,15 +275,14 @@ class Steering:
         if changes:
             self._ledger.set_marks(record.process, changes)
 
-    def _inherited(self, marks: Mapping[int, Mark], pid: int, ppid: int) -> Mempolicy | None:
-        """What hetmemd replaced in the thread that made a new one, as far as can be told: its process's first."""
+    def _maker(self, marks: Mapping[int, Mark], pid: int, ppid: int) -> Mark | None:
+        """The mark of the thread that made a new one, as far as can be told: of its process's first."""
         if not marks:
             try:
                 pid, marks = ppid, self._ledger.marks(procfs.identify(self._root, ppid))
             except OSError:
                 return None
-        first = marks.get(pid) or next(iter(marks.values()), None)
-        return first.replaced if first else None
+        return marks.get(pid) or next(iter(marks.values()), None)
 
     # -- acting
 
