@@ -43,7 +43,8 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) 
     from hetmemd.engine.orders import told  # noqa: PLC0415
     from hetmemd.report import journal  # noqa: PLC0415
 
-    if not root.path(ledger.PATH).exists():
+    known = root.path(ledger.PATH).exists()
+    if not known and not root.path(kernel_table.PATH).exists():
         return told(giving.Given(0, ()) if not dry_run else [])
     try:
         lock = instance.lock(root)
@@ -53,6 +54,8 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) 
         journal.set_up()
         if cgroup is None and pid is None and not dry_run:
             kernel_table.KernelTable(root, lambda: False).give_back()
+        if not known:
+            return told(giving.Given(0, ()) if not dry_run else [])
         witness = journal.Applications()
         return told(asyncio.run(giving.alone(root, _selection(root, cgroup, pid), SECONDS, witness, dry_run)))
     finally:

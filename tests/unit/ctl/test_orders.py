@@ -17,12 +17,14 @@ from tests.unit.policy.given import write
 
 
 @pytest.mark.root
-def test_undo_gives_the_kernels_weights_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the removal of the package does, where the daemon is gone."""
+@pytest.mark.parametrize("ledger", [True, False])
+def test_undo_gives_the_kernels_weights_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], ledger: bool) -> None:
+    """As the removal of the package does, where the daemon is gone, and with it perhaps its ledger."""
     root = Root(build(tmp_path, DRAM_AND_CXL, weights={0: 4, 1: 1}))
     write(tmp_path / BOOT_ID.lstrip("/"), "b\n")
     (tmp_path / "run/hetmemd").mkdir(parents=True)
-    Ledger(root).close()
+    if ledger:
+        Ledger(root).close()
     KernelTable(root, lambda: False).hold(((nodes.parse("0"), 9),), topology.read(root))
     undo = ["undo", "--root", str(tmp_path), "--socket", str(tmp_path / "none"), "--json"]
     for words, weight in ((["--dry-run"], 9), ([], 4)):
