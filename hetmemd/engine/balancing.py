@@ -334,7 +334,7 @@ class Balancer:
         # A pass that brought little for what it moved is not worth repeating soon.
         gained = (active.before - distance) * total
         record.idle_passes = 0 if active.moved and gained >= active.moved / 4 else record.idle_passes + 1
-        record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
+        self._again(record, self._backoff(record))
         record.left_misplaced, record.last_total = distance * total, total
         if active.moved:
             # A pass that found nothing to be moved says nothing of what became of the one before.
@@ -353,6 +353,11 @@ class Balancer:
         effective = self._effective(record.cgroup)
         if record.placement and effective:
             await self._measure(record, record.placement, effective)
+
+    def _again(self, record: Record, seconds: float) -> None:
+        """When to measure next, unless that was asked for at once meanwhile (0)."""
+        if record.measure_at:
+            record.measure_at = asyncio.get_running_loop().time() + seconds
 
     def _backoff(self, record: Record) -> float:
         return self._later(record.idle_passes)
@@ -387,7 +392,7 @@ class Balancer:
         record.distance = found.distance
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
-        record.measure_at = asyncio.get_running_loop().time() + max(self.interval, 100 * spent)
+        self._again(record, max(self.interval, 100 * spent))
         by_target = {id(span.target) for span in found.spans}
         record.settled = Settled(found.spans) if spent > self.sampled_from and len(by_target) == 1 else None
         self._changed.set()

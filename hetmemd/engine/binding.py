@@ -187,6 +187,9 @@ class Binder:
             done, result = await self._act(record, state, wish, todo)
             changed = changed or done
         self._conclude(record, state, wish, result)
+        if changed:
+            # What fell in between lies where it should not. Not before: whether it may be moved is known only now.
+            record.measure_at = 0.0
         return changed
 
     async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
@@ -307,9 +310,6 @@ class Binder:
         self._tally.regions_bound(bound, undone, failed)
         record.acted = _sentence(bound, undone, failed)
         record.acted_at = time.time()
-        if bound:
-            # What fell in between lies where it should not.
-            record.measure_at = 0.0
         self._witness(record.cgroup, record.comm, record.process, wish.why, bound, undone, failed)
         return bool(bound or undone), hindrance
 
