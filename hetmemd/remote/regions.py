@@ -48,7 +48,9 @@ class RegionsResult:
     errnos: tuple[int, ...]
     """Of each call that was made, in the order asked for, 0 where it succeeded; shorter where some were not made."""
     pauses_ns: tuple[int, ...]
-    """How long a thread was held, each time."""
+    """How long a thread was held, each time that calls were made."""
+    stops: int = 0
+    """How often a thread was stopped, whatever came of it; at least 1 where it may have been (the tracer died)."""
 
 
 def calls(requests: Sequence[RegionCall]) -> tuple[tuple[Call, ...], bytes]:

@@ -40,3 +40,5 @@ class ThreadResult:
     """From the interruption to the detachment; 0 where the thread was never stopped."""
     errnos: tuple[int, ...] = ()
     """Where several calls were asked for: of each that was made, in order, 0 if it succeeded."""
+    stops: int = 0
+    """How often the thread was stopped, whatever came of it; at least 1 where it may have been (the tracer died)."""

@@ -86,15 +86,15 @@ def unpack_request(packet: bytes) -> Request:
 
 
 def pack_result(result: ThreadResult) -> bytes:
-    """One line. Most threads of a process come to the same: all but two numbers is worked out once."""
+    """One line. Most threads of a process come to the same: all but three numbers is worked out once."""
     common = _pack_common(result.outcome, result.reason, result.errno, result.before, result.after, result.errnos)
-    return b"%d %d %b" % (result.tid, result.pause_ns, common)
+    return b"%d %d %d %b" % (result.tid, result.pause_ns, result.stops, common)
 
 
 def unpack_result(row: bytes) -> ThreadResult:
-    tid, pause_ns, common = row.split(b" ", 2)
+    tid, pause_ns, stops, common = row.split(b" ", 3)
     outcome, reason, errno, before, after, errnos = _unpack_common(common)
-    return ThreadResult(int(tid), outcome, reason, errno, before, after, int(pause_ns), errnos)
+    return ThreadResult(int(tid), outcome, reason, errno, before, after, int(pause_ns), errnos, int(stops))
 
 
 _Common = tuple[Outcome, str, int, Mempolicy | None, Mempolicy | None, tuple[int, ...]]
