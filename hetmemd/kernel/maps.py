@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import struct
 from typing import NamedTuple
 
 from hetmemd.kernel.root import Root
@@ -40,3 +44,49 @@ def parse(text: str) -> list[Mapping]:
 def read(root: Root, pid: int, tid: int | None = None) -> list[Mapping]:
     """Of a process, through thread `tid` where its leader is dead and has no memory any more. Empty without memory."""
     return parse(root.read_text(f"/proc/{pid}/maps" if tid is None else f"/proc/{pid}/task/{tid}/maps"))
+
+
+_QUERY = struct.Struct("<9Q4I2Q")
+"""struct procmap_query (include/uapi/linux/fs.h): size, query_flags, query_addr; then the answer, whose third word is
+vma_flags; and what is not asked for."""
+_PROCMAP_QUERY = 3 << 30 | _QUERY.size << 16 | ord("f") << 8 | 17
+_VMA_FLAGS = 5
+_LETTERS = ((1, "r"), (2, "w"), (4, "x"))
+_UNKNOWN_CALL = frozenset({errno.ENOTTY, errno.EINVAL})
+
+
+def permissions_at(descriptor: int, address: int) -> str:
+    """`r-x` and the like, of the VMA that `address` lies in; empty where there is none. `descriptor` is of a maps file.
+
+    One question from 6.11 on (PROCMAP_QUERY); before that all of the file is read.
+    """
+    query = bytearray(_QUERY.pack(_QUERY.size, 0, address, *[0] * 12))
+    try:
+        fcntl.ioctl(descriptor, _PROCMAP_QUERY, query)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return ""
+        if error.errno not in _UNKNOWN_CALL:
+            raise
+        return permissions_in(_whole(descriptor), address)
+    flags = _QUERY.unpack(query)[_VMA_FLAGS]
+    return "".join(letter if flags & bit else "-" for bit, letter in _LETTERS)
+
+
+def permissions_in(text: bytes, address: int) -> str:
+    """The same from the text of a maps file."""
+    # From the end: what is asked for lies near it.
+    for line in reversed(text.splitlines()):
+        first, _, rest = line.partition(b"-")
+        last, _, rest = rest.partition(b" ")
+        if int(first, 16) <= address:
+            return rest[:3].decode() if address < int(last, 16) else ""
+    return ""
+
+
+def _whole(descriptor: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(descriptor, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)

@@ -18,6 +18,7 @@ PEEKDATA = 2
 DETACH = 17
 SYSCALL = 24
 _GETSIGINFO = 0x4202
+_GETSIGMASK = 0x420A
 GETREGSET = 0x4204
 SETREGSET = 0x4205
 _SEIZE = 0x4206
@@ -172,20 +173,37 @@ def rseq_area(tid: int) -> int:
     return int(_words[0]) if size > 0 else 0
 
 
-def syscall_user_dispatch(tid: int) -> bool:
-    """True where the stopped thread has its syscalls handed back to it as SIGSYS (Wine); False before 6.4."""
+def syscall_user_dispatch(tid: int) -> bool | None:
+    """Whether the stopped thread has its syscalls handed back to it as SIGSYS (Wine); None before 6.4, which does not
+    tell."""
     if _ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, _SUD_SIZE, _words_pointer) == -1:
         if ctypes.get_errno() == errno.ESRCH:
             raise _failed(GET_SYSCALL_USER_DISPATCH_CONFIG, tid)
-        return False
+        return None
     return bool(_words[0])
 
 
-def signal_code(tid: int) -> int:
-    """si_code of the signal that the thread is stopped to have delivered."""
+class SignalInfo(NamedTuple):
+    """Of a siginfo_t."""
+
+    code: int
+    """si_code: positive where the kernel itself raised the signal."""
+    address: int
+    """si_addr, where the signal is one that an instruction raises."""
+
+
+def signal_info(tid: int) -> SignalInfo:
+    """Of the signal that the thread is stopped to have delivered."""
     if _ptrace(_GETSIGINFO, tid, _NULL, _words_pointer) == -1:
         raise _failed(_GETSIGINFO, tid)
-    return ctypes.c_int(_words[1] & 0xFFFFFFFF).value
+    return SignalInfo(ctypes.c_int(_words[1] & 0xFFFFFFFF).value, int(_words[2]))
+
+
+def blocked_signals(tid: int) -> int:
+    """Mask of the signals that the stopped thread blocks: bit n - 1 is signal n."""
+    if _ptrace(_GETSIGMASK, tid, ctypes.c_void_p(8), _words_pointer) == -1:
+        raise _failed(_GETSIGMASK, tid)
+    return int(_words[0])
 
 
 class Stop(NamedTuple):
@@ -202,8 +220,9 @@ class Stop(NamedTuple):
         return self.signal == 0
 
 
-def wait_any() -> Stop:
-    """Wait until the one tracee stops or ends. `ChildProcessError` where there is none.
+def wait_any(*, patient: bool = True) -> Stop:
+    """Wait until the one tracee stops or ends. `ChildProcessError` where there is none; `InterruptedError` where a
+    signal came to the tracer itself, unless it is `patient`.
 
     Not for a certain tid: a thread that executes another program reports under its process's id from then on, and a
     wait for the old id never ends.
@@ -213,7 +232,7 @@ def wait_any() -> Stop:
     """
     while _waitid(os.P_ALL, 0, _report_pointer, WAIT_EVENTS, _NULL) == -1:
         code = ctypes.get_errno()
-        if code != errno.EINTR:
+        if code != errno.EINTR or not patient:
             raise OSError(code, os.strerror(code), "waitid")
     return reported()
 

@@ -6,6 +6,7 @@ then on the stub restores it by itself, and once the registers are back it needs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -34,6 +35,8 @@ STOP_NS = 1_000_000
 
 _SYS_SECCOMP = 1  # si_code of SIGSYS, include/uapi/asm-generic/siginfo.h
 _SYS_USER_DISPATCH = 2
+_FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP})
+"""Signals that an instruction of the stub could raise."""
 
 
 class Done(NamedTuple):
@@ -44,6 +47,10 @@ class Done(NamedTuple):
 
 class _Again(Exception):
     """The thread was let go to take a signal, or runs another program than the one looked at."""
+
+
+class _OnItsWay(Exception):
+    """The thread was let go to do the rest of a call."""
 
 
 class _Stale(_Again):
@@ -60,7 +67,13 @@ class _Plan(NamedTuple):
 class Actor:
     """Acts on one thread at a time; in a process of its own, with no children and no other tracee."""
 
-    def __init__(self, *, suspends_seccomp: bool) -> None:
+    def __init__(self, *, suspends_seccomp: bool, patience: float = 1.0) -> None:
+        """`patience` is how many seconds a call may take to begin. The wait for it ends by a signal that somebody has
+        sent to this process by then."""
+        self._patience = patience
+        self._until = 0.0
+        self.stops = 0
+        """How often the last act has stopped the thread, or may have."""
         self._options = ptrace.O_TRACESYSGOOD
         if suspends_seccomp:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
@@ -82,6 +95,8 @@ class Actor:
         Raises `Declined`. `blocked` are the syscall and pc at which it will most likely be found, None where it runs.
         """
         results: list[int] = []
+        self.stops = 0
+        self._until = time.monotonic() + self._patience
         for attempt in range(ATTEMPTS):
             begin = time.perf_counter_ns()
             try:
@@ -117,6 +132,7 @@ class Actor:
         course.prepare(tid, target.memory, plan.slot)
         is_foreseen = self._foresee(course, target, plan, blocked)
         self._seize(target, tid)
+        self.stops += 1
         # False: the tid came to be another process's before it was seized.
         is_its_own = target.has_thread(tid)
         begin = time.perf_counter_ns()
@@ -127,8 +143,8 @@ class Actor:
         else:
             course.stop()
         if reached is Reached.STOP:
-            held = self._hold(course, target, tid)
-            self._look(course, held, plan, is_its_own=is_its_own)
+            held, dispatches = self._hold(course, target, tid)
+            self._look(held, plan, dispatches=dispatches, is_its_own=is_its_own)
             if not (plan.calls and plan.slot):
                 held.release()
                 return Done(results, time.perf_counter_ns() - begin)
@@ -171,15 +187,17 @@ class Actor:
         course.foresee_blocked(plan.slot, plan.calls[0], number, code, pc)
         return True
 
-    def _look(self, course: Course, held: Held, plan: _Plan, *, is_its_own: bool) -> None:
+    def _look(self, held: Held, plan: _Plan, *, dispatches: bool | None, is_its_own: bool) -> None:
         """All that has to be known of a thread that was not found as foreseen, before anything is written."""
         if interrupted := held.interrupted:
             self._codes[interrupted[0]] = interrupted[1]
         try:
             if not is_its_own:
                 raise gone()
-            if not held.look(dispatches=course.dispatches):
+            if not held.look(dispatches=dispatches):
                 raise _Again
+            if held.came_short and self._has_rest_done(held):
+                raise _OnItsWay
             was_full = held.sweep() and not plan.slot
             if plan.calls:
                 if not plan.slot:
@@ -188,23 +206,36 @@ class Actor:
                     leftovers = held.target.room.leftovers
                     raise Declined(Outcome.DEFERRED if leftovers else Outcome.UNSTEERABLE, "vdso")
                 held.leave_restartable_sequence()
+        except _OnItsWay:
+            raise Declined(Outcome.DEFERRED, "short-io") from None
         except BaseException as error:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
 
-    def _hold(self, course: Course, target: Target, tid: int) -> Held:
+    def _has_rest_done(self, held: Held) -> bool:
+        """The stop has made a call return early, as a large write into a pipe does: the thread is sent to do the rest.
+
+        False where that is not possible.
+        """
+        with contextlib.suppress(Declined):
+            held.sweep()  # stopped again and again, it would fill the padding
+        padding, abi, leftovers = held.target.room
+        self._turn += 1
+        room = slot.reserve(abi.rest_length, padding, leftovers, self._turn, held.tid, b"")
+        return held.has_rest_done(room)
+
+    def _hold(self, course: Course, target: Target, tid: int) -> tuple[Held, bool | None]:
         """A thread that was interrupted; when it has a signal to take, it is let go for that, and `_Again` raised."""
         how = course.found()
         if how is Stopped.AS_USUAL:
-            return Held(course.original, target, tid)
+            return Held(course.original, target, tid), course.dispatches
         stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
         course.original.get(tid)
         held = Held(course.original, target, tid)
         if stop.event != ptrace.EVENT_STOP:
             held.release(_deliverable(stop))
             raise _Again
-        course.dispatches = ptrace.syscall_user_dispatch(tid)
-        return held
+        return held, ptrace.syscall_user_dispatch(tid)
 
     def _give_up(self, held: Held, error: BaseException) -> NoReturn:
         if isinstance(error, _Stale):
@@ -224,7 +255,8 @@ class Actor:
         ptrace.set_options(held.tid, self._options)
         for changes in calls:
             held.enter(changes)
-            results.append(_finish(held, changes))
+            ptrace.resume_to_syscall(held.tid)
+            results.append(self._finish(held, changes))
             if time.perf_counter_ns() > begin + STOP_NS:
                 break
         held.release()
@@ -239,16 +271,54 @@ class Actor:
             self._give_up(held, Declined(Outcome.REFUSED, "proc-mem", code))
         if reached in (Reached.WRITE, Reached.MARK) and code != errno.ESRCH:
             self._give_up(held, _Stale())
+        stop: ptrace.Stop | None = None
+        if reached in (Reached.ENTRY_STOP, Reached.EXIT_STOP) and code == errno.EINTR:
+            code = 0  # the wait was: the thread runs
+        elif reached is Reached.CHECK:
+            stop = ptrace.Stop(held.tid, ptrace.SYSCALL_STOP, 0)
         _raise(code, held.tid)
         held.has_entered(room, course.calling)
-        if reached is Reached.CHECK:
-            stop = ptrace.Stop(held.tid, ptrace.SYSCALL_STOP, 0)
-        else:
+        if stop is None and not course.error:
             # Something else than the stop that was waited for.
-            stop = _judged(held.tid, ptrace.reported()) or _wait(held.tid)
-        result = _finish(held, changes, stop, 1 if reached is Reached.EXIT_STOP else 0)
+            stop = _judged(held.tid, ptrace.reported())
+        result = self._finish(held, changes, stop, 1 if reached is Reached.EXIT_STOP else 0)
         held.release()
         return result
+
+    def _finish(
+        self, held: Held, asked: Sequence[tuple[int, int]], stop: ptrace.Stop | None = None, syscall_stops: int = 0
+    ) -> int:
+        """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in, None
+        where it runs.
+
+        `asked` are the registers of the call: at its entry they are compared with what the thread asks for.
+        """
+        tampered = overdue = False
+        while True:
+            while stop is None:
+                stop = _wait_for_call(held.tid)
+                if stop is None and time.monotonic() > self._until:
+                    # It does not come to its call, frozen for instance. It is not left to make it by itself later: a
+                    # seccomp filter that is suspended now could end it then.
+                    overdue = True
+                    ptrace.interrupt(held.tid)
+            if stop.signal == ptrace.SYSCALL_STOP:
+                syscall_stops += 1
+                if syscall_stops == 1 and not held.asks_for(asked):
+                    tampered = True
+                    held.skip()
+            elif stop.event != ptrace.EVENT_STOP:
+                _let_go_for(held, stop)
+            elif overdue and syscall_stops == 0:
+                held.release()
+                raise Declined(Outcome.DEFERRED, "timeout")
+            if syscall_stops == 2:  # at its entry and at its exit
+                if tampered:
+                    held.release()
+                    raise Declined(Outcome.UNSTEERABLE, "tampered")
+                return held.result()
+            ptrace.resume_to_syscall(held.tid)
+            stop = None
 
     def _let_go(self, course: Course, held: Held, room: Slot, reached: Reached) -> None:
         """A thread whose call is over, but not put back as usual."""
@@ -282,7 +352,7 @@ class Actor:
             return _Plan(None, [])
         padding, abi, leftovers = target.room
         self._turn += 1
-        room = slot.reserve(abi, padding, leftovers, self._turn, tid, data)
+        room = slot.reserve(abi.stub_length, padding, leftovers, self._turn, tid, data)
         if not room:
             return _Plan(None, [[] for _ in calls])
         if calls is not self._calls:
@@ -304,30 +374,12 @@ class Actor:
         return _Plan(room, resolved)
 
 
-def _finish(
-    held: Held, asked: Sequence[tuple[int, int]], stop: ptrace.Stop | None = None, syscall_stops: int = 0
-) -> int:
-    """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in already.
-
-    `asked` are the registers of the call: at its entry they are compared with what the thread asks for.
-    """
-    tampered = False
-    while True:
-        if stop:
-            if stop.signal == ptrace.SYSCALL_STOP:
-                syscall_stops += 1
-                if syscall_stops == 1 and not held.asks_for(asked):
-                    tampered = True
-                    held.skip()
-            elif stop.event != ptrace.EVENT_STOP:
-                _let_go_for(held, stop)
-        if syscall_stops == 2:  # at its entry and at its exit
-            if tampered:
-                held.release()
-                raise Declined(Outcome.UNSTEERABLE, "tampered")
-            return held.result()
-        ptrace.resume_to_syscall(held.tid)
-        stop = _wait(held.tid)
+def _wait_for_call(tid: int) -> ptrace.Stop | None:
+    """None where a signal came to this process itself."""
+    try:
+        return _wait(tid, patient=False)
+    except InterruptedError:
+        return None
 
 
 def _raise(code: int, tid: int) -> None:
@@ -340,8 +392,14 @@ def _raise(code: int, tid: int) -> None:
 
 def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
     """A signal is to be delivered: to the thread as it was, so that it interrupts what it would have."""
+    if stop.signal in _FAULTS and not stop.event:
+        code, address = ptrace.signal_info(held.tid)
+        if code > 0 and address in held.target.room.padding:
+            # Raised by the stub itself, and nobody else's business.
+            held.release()
+            raise Declined(Outcome.UNSTEERABLE, "stub-fault")
     if stop.signal == signal.SIGSYS and not stop.event:
-        code = ptrace.signal_code(held.tid)
+        code, _ = ptrace.signal_info(held.tid)
         if code in (_SYS_SECCOMP, _SYS_USER_DISPATCH):
             # Ours: the program never learns of it.
             held.release()
@@ -352,10 +410,11 @@ def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
     raise _Again
 
 
-def _wait(tid: int) -> ptrace.Stop:
+def _wait(tid: int, *, patient: bool = True) -> ptrace.Stop:
+    """`InterruptedError` as `ptrace.wait_any`."""
     while True:
         try:
-            stop = _judged(tid, ptrace.wait_any())
+            stop = _judged(tid, ptrace.wait_any(patient=patient))
         except ChildProcessError:
             raise gone() from None
         if stop:

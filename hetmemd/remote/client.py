@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hetmemd.kernel import libc, procfs
@@ -37,7 +38,7 @@ _FRUITLESS_STARTS = 3
 # The package may lie anywhere: a tracer that looked for it by itself could find another one, or none.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hetmemd.remote import process; "
-    "process.main(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])"
+    "process.main(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], float(sys.argv[6]))"
 )
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
@@ -128,6 +129,7 @@ class Tracer:
         """
         errnos: list[int] = []
         pauses: list[int] = []
+        stops = 0
         while len(errnos) < len(requests):
             try:
                 candidates = self._listed(process) if tids is None else tids
@@ -136,11 +138,12 @@ class Tracer:
             else:
                 held = await self._call_once(process, candidates, *regions.calls(requests[len(errnos) :]))
             errnos += held.errnos
+            stops += held.stops
             if held.outcome is not Outcome.APPLIED:
-                return RegionsResult(held.outcome, held.reason, held.errno, tuple(errnos), tuple(pauses))
+                return RegionsResult(held.outcome, held.reason, held.errno, tuple(errnos), tuple(pauses), stops)
             pauses.append(held.pause_ns)
             await asyncio.sleep(held.pause_ns / 1e9)
-        return RegionsResult(Outcome.APPLIED, "", 0, tuple(errnos), tuple(pauses))
+        return RegionsResult(Outcome.APPLIED, "", 0, tuple(errnos), tuple(pauses), stops)
 
     def _listed(self, process: ProcessId) -> list[int]:
         """Its threads, none where it is gone. `OSError` EACCES or EPERM."""
@@ -169,10 +172,11 @@ class Tracer:
             except _Died as died:
                 if died.reason == "timeout":
                     self._fruitless = 0
-                return ThreadResult(died.acting or process.pid, Outcome.DEFERRED, died.reason)
+                return ThreadResult(died.acting or process.pid, Outcome.DEFERRED, died.reason, stops=1)
         said = sorted(results.values(), key=lambda result: result.outcome is Outcome.GONE)
         made = [result for result in said if result.outcome is Outcome.APPLIED]
-        return [*made, *said, ThreadResult(process.pid, Outcome.GONE, "exited")][0]
+        first = [*made, *said, ThreadResult(process.pid, Outcome.GONE, "exited")][0]
+        return replace(first, stops=sum(result.stops for result in said))
 
     async def _call(
         self,
@@ -213,7 +217,7 @@ class Tracer:
                         # It hung or failed where it only looks: which thread that was is found out one by one.
                         held = []
                         alone = len(some)
-                    results |= {tid: ThreadResult(tid, Outcome.DEFERRED, died.reason) for tid in held}
+                    results |= {tid: ThreadResult(tid, Outcome.DEFERRED, died.reason, stops=1) for tid in held}
             waiting = [tid for tid in waiting if tid not in results]
         return results
 
@@ -272,6 +276,7 @@ class Tracer:
         memory = Board.create()
         self._connection, self._board = ours, Board(memory)
         arguments = [_PACKAGE_PARENT, str(theirs.fileno()), str(memory), str(os.getpid()), self._root.name("")]
+        arguments.append(str(self._limit))
         started = False
         try:
             self._child = subprocess.Popen(

@@ -358,13 +358,9 @@ class Course:
         return Reached.ALL if end == self.batch.count else Reached.RETURNED
 
     @property
-    def dispatches(self) -> bool:
-        """Whether the stopped thread has its syscalls handed back to it as SIGSYS."""
-        return bool(self._dispatch[0])
-
-    @dispatches.setter
-    def dispatches(self, value: bool) -> None:
-        self._dispatch[0] = value
+    def dispatches(self) -> bool | None:
+        """Of a thread that was stopped AS_USUAL: what `ptrace.syscall_user_dispatch` would say."""
+        return None if self._ended == self._looked else bool(self._dispatch[0])
 
     @property
     def calling(self) -> bytes:

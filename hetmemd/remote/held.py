@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import struct
 from collections.abc import Iterable
 
 from hetmemd.kernel import ptrace
 from hetmemd.remote import slot, x86_64
 from hetmemd.remote.result import Outcome
-from hetmemd.remote.slot import Slot
+from hetmemd.remote.slot import Leftover, Slot
 from hetmemd.remote.target import Declined, Target
 from hetmemd.remote.x86_64 import Abi
 
@@ -59,7 +60,7 @@ class Held:
         if registers is not before:
             self.resumed = self._abi.pack(registers)
 
-    def look(self, *, dispatches: bool) -> bool:
+    def look(self, *, dispatches: bool | None) -> bool:
         """What can only be seen of a stopped thread, and forbids the call. False: it runs another program by now.
 
         `dispatches` is what `ptrace.syscall_user_dispatch` says of it.
@@ -71,16 +72,56 @@ class Held:
                 return False
             # 64-bit code in a 32-bit program, the other way round, or neither.
             raise Declined(Outcome.UNSTEERABLE, "compat")
-        if self._registers[abi.pc] in room.padding:
-            # It is in the stub of a dead tracer, and leaves it when it can.
-            raise Declined(Outcome.DEFERRED, "stub")
         if dispatches:
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
+        if dispatches is None and ptrace.blocked_signals(self.tid) >> (signal.SIGSYS - 1) & 1:
+            # The call would raise SIGSYS if it does, which we would keep from it: but of a signal that is blocked the
+            # kernel forgets the handler first (force_sig_info_to_task() in kernel/signal.c), and the next one kills.
+            raise Declined(Outcome.DEFERRED, "sigsys-blocked")
+        return True
+
+    @property
+    def came_short(self) -> bool:
+        """Whether the stop made a call of the program's end early that can be had to do the rest."""
+        if self._abi is None or not self._abi.came_short(self._registers):
+            return False
+        partial = self._abi.partial[self._registers[self._abi.asked]]
+        return self.target.has_stream(self.tid, self._registers[partial.stream])
+
+    def has_rest_done(self, room: Slot | None) -> bool:
+        """Have the thread do the rest of the call that came short, by itself, and let it go.
+
+        False, and nothing done, where the stub cannot be written. The slot stays until a later act finds that the
+        thread has left it: a reader may keep it waiting there for as long as it would have.
+        """
+        assert self._abi
+        pc = self._registers[self._abi.pc]
+        if pc in self.target.room.padding:
+            # It came short in the stub for that: what it has done is in its registers, so the same one serves.
+            if not any(left.tid == self.tid and pc == slot.returns_to(left) for left in self.target.room.leftovers):
+                return False
+            changes = self._abi.asking_for_rest(self._registers)
+        else:
+            if room is None:
+                return False
+            if not self.target.write(room.address, room.head + self._abi.rest(self._registers) + room.tail):
+                return False
+            if ptrace.peek(self.tid, room.mark_address) != room.mark:
+                return False
+            self.target.room.leftovers.append(Leftover(room.address, room.length, self.tid))
+            changes = self._abi.asking_for_rest(self._registers, room.stub)
+        self._room.fill(self.resumed, changes)
+        self._set(self._room.content)
+        ptrace.detach(self.tid)
         return True
 
     def sweep(self) -> bool:
-        """Zero what dead tracers left and nobody can need any more. True if there was anything."""
+        """Zero what was left and nobody can need any more. True if there was anything."""
+        assert self._abi
         room = self.target.room
+        if self._registers[self._abi.pc] in room.padding:
+            # It is in the stub of a dead tracer, or does the rest of a call, and leaves it when it can.
+            raise Declined(Outcome.DEFERRED, "stub")
         if not room.leftovers:
             return False
         if self._stack_leads_into(room.padding):

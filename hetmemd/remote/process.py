@@ -46,11 +46,12 @@ _OWN_MEMORY_HOLDS = 0.05
 
 
 class Tracer:
-    def __init__(self, root: Root, daemon: int) -> None:
+    def __init__(self, root: Root, daemon: int, patience: float = 1.0) -> None:
+        """`patience` as of the `Actor`."""
         self._root = root
         self._spared = frozenset({daemon, os.getpid()})
         self.suspends_seccomp = _may_suspend_seccomp(root)
-        self.actor = Actor(suspends_seccomp=self.suspends_seccomp)
+        self.actor = Actor(suspends_seccomp=self.suspends_seccomp, patience=patience)
         self.looks = Heads(_LOOK)
         self.policies = Heads([_POLICY] * _AT_ONCE)
         self._own_memory: tuple[ProcessId, float] | None = None
@@ -143,7 +144,8 @@ class _Work:
     def _thread(self, tid: int) -> ThreadResult:
         policy = self._request.policy
         before = after = None
-        pause_ns = 0
+        pause_ns = stops = 0
+        actor = self._tracer.actor
         try:
             head, stat, syscall = self._tracer.looks.read(
                 self._target.directory, [b"task/%d/numa_maps" % tid, b"task/%d/stat" % tid, b"task/%d/syscall" % tid]
@@ -158,19 +160,22 @@ class _Work:
             blocked = self._check(tid, _content(stat), syscall)
             self._board.act_on(tid)
             calls = () if sees_it else self._request.calls
-            done = self._tracer.actor.act(self._target, tid, calls, self._request.data, blocked)
+            try:
+                done = actor.act(self._target, tid, calls, self._request.data, blocked)
+            finally:
+                stops = actor.stops
             pause_ns = done.pause_ns
             errnos = tuple(max(0, -result) for result in done.results)
             if policy is None:
-                return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos)
+                return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos, stops=stops)
             (after,) = self._policies([tid])
             if failed := max(errnos, default=0):
                 raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
             if not (after and self._is(after, tid)):
                 after = self._look_further(tid)
-            return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=after, pause_ns=pause_ns)
+            return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=after, pause_ns=pause_ns, stops=stops)
         except Declined as declined:
-            return _declined(tid, declined, before, after, pause_ns)
+            return _declined(tid, declined, before, after, pause_ns, stops)
 
     def _shown_by(self, tid: int, head: bytes | int) -> Mempolicy | None:
         """The policy that the beginning of numa_maps shows; None without memory, or thread: its stat tells which."""
@@ -267,12 +272,17 @@ def _declined(
     before: Mempolicy | None = None,
     after: Mempolicy | None = None,
     pause_ns: int = 0,
+    stops: int = 0,
 ) -> ThreadResult:
-    return ThreadResult(tid, declined.outcome, declined.reason, declined.errno, before, after, pause_ns)
+    return ThreadResult(tid, declined.outcome, declined.reason, declined.errno, before, after, pause_ns, stops=stops)
 
 
-def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str) -> None:
-    """Serve requests on the socket `descriptor` until the other end is closed."""
+def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str, limit_seconds: float) -> None:
+    """Serve requests on the socket `descriptor` until the other end is closed.
+
+    This process is killed when one thread takes `limit_seconds`: long before, a thread that does not come to its call
+    is let go.
+    """
     libc.syscall(_PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != daemon:
         sys.exit(1)  # it died before it could be said that we die with it
@@ -285,12 +295,16 @@ def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str) -> No
     gc.disable()
     board = Board(board_descriptor)
     connection = socket.socket(fileno=descriptor)
-    tracer = Tracer(Root(prefix), daemon)
+    tracer = Tracer(Root(prefix), daemon, limit_seconds / 4)
+    # To end a wait, no more: what it means is decided there.
+    signal.signal(signal.SIGALRM, lambda number, frame: None)
     connection.send(wire.DONE)
     # Reset: the daemon went away with an answer unread.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while packet := connection.recv(wire.PACKET):
             board.clear()
+            signal.setitimer(signal.ITIMER_REAL, limit_seconds / 4, limit_seconds / 8)
             tracer.serve(wire.unpack_request(packet), board)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             gc.collect(0)
             connection.send(wire.DONE)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hetmemd.remote.x86_64 import Abi
+from hetmemd.remote.x86_64 import SYSCALL_LENGTH
 
 _MAGIC = b"hetmemd\x01"
 _MARK = struct.Struct("<IHH")
@@ -55,16 +55,23 @@ class Slot(NamedTuple):
     """The 8 bytes there: what the thread's own memory must show before it is sent here."""
 
 
+def returns_to(left: Leftover) -> int:
+    """Where a thread is when the syscall that its stub begins with is over."""
+    return left.address + HEADER + SYSCALL_LENGTH
+
+
 def _rounded(length: int, unit: int) -> int:
     return (length + unit - 1) // unit * unit
 
 
-def reserve(abi: Abi, padding: range, taken: Iterable[Leftover], turn: int, tid: int, data: bytes) -> Slot | None:
+def reserve(
+    stub_length: int, padding: range, taken: Iterable[Leftover], turn: int, tid: int, data: bytes
+) -> Slot | None:
     """Room for a stub that is made for thread `tid`, elsewhere each `turn`; None if there is none clear of `taken`.
 
     Turning keeps a thread that has not yet left a slot out of the way of the next one.
     """
-    code, size, tail = _shape(abi.stub_length, data)
+    code, size, tail = _shape(stub_length, data)
     address = _place(padding, size, taken, turn)
     if address is None:
         return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import socket
+import stat
 import time
 from typing import NamedTuple
 
-from hetmemd.kernel import procfs, vdso
+from hetmemd.kernel import libc, maps, procfs, vdso
 from hetmemd.kernel.procfs import ProcessId, Stat
 from hetmemd.kernel.root import Root
 from hetmemd.remote import slot
@@ -119,6 +122,26 @@ class Target:
     def has_thread(self, tid: int) -> bool:
         return os.access(f"task/{tid}", os.F_OK, dir_fd=self.directory)
 
+    def has_stream(self, tid: int, descriptor: int) -> bool:
+        """Whether thread `tid` has a pipe or a stream socket there: what is read or written there has no boundaries."""
+        try:
+            with contextlib.ExitStack() as opened:
+                pidfd = os.pidfd_open(self.process.pid)
+                opened.callback(os.close, pidfd)
+                copy = libc.syscall(libc.PIDFD_GETFD, pidfd, descriptor, 0)
+                opened.callback(os.close, copy)
+                found = os.fstat(copy)
+                # The leader's table of files is asked: a thread may have one of its own.
+                its_own = os.stat(f"task/{tid}/fd/{descriptor}", dir_fd=self.directory)
+                if (found.st_dev, found.st_ino) != (its_own.st_dev, its_own.st_ino):
+                    return False
+                if stat.S_ISSOCK(found.st_mode):
+                    with socket.socket(fileno=os.dup(copy)) as its_socket:
+                        return its_socket.type is socket.SOCK_STREAM
+                return stat.S_ISFIFO(found.st_mode)
+        except OSError:
+            return False
+
     def forget_memory(self) -> None:
         """After an exec the open memory file shows the earlier program's memory."""
         if self._memory >= 0:
@@ -161,8 +184,19 @@ class Target:
         content = os.pread(self.memory, found.size, base)
         if found.is_64bit != is_64bit or len(content) != found.size or not vdso.is_kernels(content):
             raise vdso.NoVdso("another image")
+        if not self._is_executable(found.padding):
+            raise vdso.NoVdso("not executable")
         abi = next(abi for abi in ABIS if abi.bits == (64 if is_64bit else 32))
         return Room(found.padding, abi, slot.leftovers(content[found.image_end :], found.padding.start))
+
+    def _is_executable(self, padding: range) -> bool:
+        """Whether a stub there can be run, and can read its own data: a program may protect its vdso."""
+        descriptor = os.open(f"task/{self.living}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory)
+        try:
+            shown = {maps.permissions_at(descriptor, page) for page in (padding.start, padding.stop - 1)}
+        finally:
+            os.close(descriptor)
+        return all("r" in letters and "x" in letters for letters in shown)
 
     def has_executed(self) -> bool:
         """True where the process runs another program than the one whose memory was opened: that is no more."""

@@ -43,11 +43,11 @@ def install(reached: Callable[[int], None]) -> None:
     step = -1
 
     def counted(function: Callable[..., Any], begins: bool = False) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             nonlocal step
             step = 0 if begins else step + 1
             reached(step)
-            result = function(*arguments)
+            result = function(*arguments, **named)
             step += 1
             reached(step)
             return result
@@ -78,7 +78,7 @@ def install(reached: Callable[[int], None]) -> None:
 
 
 def _main() -> None:
-    die_at, by, parent, descriptor, board, daemon, prefix = sys.argv[1:]
+    die_at, by, parent, descriptor, board, daemon, prefix, limit = sys.argv[1:]
     sys.path.insert(0, parent)
     from hetmemd.remote import process
 
@@ -87,7 +87,7 @@ def _main() -> None:
             os.kill(os.getpid(), int(by))
 
     install(reached)
-    process.main(int(descriptor), int(board), int(daemon), prefix)
+    process.main(int(descriptor), int(board), int(daemon), prefix, float(limit))
 
 
 if __name__ == "__main__":

@@ -78,23 +78,32 @@ def test_frozen_by_cgroup_v2(reading: Target, trap: Trap) -> None:
     freeze(trap.cgroup.folder, False)
 
 
-def test_frozen_between_the_look_and_the_act(reading: Target, trap: Trap) -> None:
-    """It stops, but its call waits for the thaw: the tracer is killed for that, and the call is made after all."""
+@pytest.mark.parametrize("kind", ["no filter", "errno", "trap", "kill", "strict"])
+def test_frozen_between_the_look_and_the_act(built: Built, trap: Trap, kind: str) -> None:
+    """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
     trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
-    trap.cgroup.take(reading.pid)
-    tracer = dying_tracer.make(2, signal.SIGSTOP, limit_seconds=2.0)
-    results = []
-    with Acting() as acting, contextlib.closing(tracer):
-        act = threading.Thread(target=lambda: results.append(acting.with_tracer(tracer).one(reading, BIND)))
-        act.start()
-        wait_until(lambda: bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T")
-        freeze(trap.cgroup.folder, True)
-        os.kill(tracer.pid or 0, signal.SIGCONT)
-        act.join()
-    assert [(result.outcome, result.reason) for result in results] == [(Outcome.DEFERRED, "timeout")]
-    assert reading.policy() == DEFAULT
-    freeze(trap.cgroup.folder, False)
-    wait_until(lambda: reading.policy() == BIND)
+    command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
+    with Target(command) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        trap.cgroup.take(target.pid)
+        tracer = dying_tracer.make(2, signal.SIGSTOP, limit_seconds=2.0)
+        results = []
+        with Acting() as acting, contextlib.closing(tracer):
+            act = threading.Thread(target=lambda: results.append(acting.with_tracer(tracer).one(target, BIND)))
+            act.start()
+            wait_until(lambda: bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T")
+            freeze(trap.cgroup.folder, True)
+            os.kill(tracer.pid or 0, signal.SIGCONT)
+            act.join()
+            assert [(result.outcome, result.reason) for result in results] == [(Outcome.DEFERRED, "timeout")]
+            assert results[0].stops == 1
+            assert tracer.restarts == 0
+            freeze(trap.cgroup.folder, False)
+            # As if nothing had been, and it can be called as before.
+            assert target.policy() == DEFAULT
+            assert acting.one(target, BIND).outcome is Outcome.APPLIED
+        assert target.finish() == "alive\n"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def content(abi: Abi, made: slot.Slot) -> bytes:
 
 @given(abis, data, st.integers(0, 1000), st.integers(1, 2**22))
 def test_a_slot_is_found_again_as_it_was_made(abi: Abi, payload: bytes, turn: int, tid: int) -> None:
-    made = slot.reserve(abi, PADDING, [], turn, tid, payload)
+    made = slot.reserve(abi.stub_length, PADDING, [], turn, tid, payload)
     assert made
     written = content(abi, made)
     assert len(written) == made.length
@@ -41,7 +41,7 @@ def test_a_slot_is_found_again_as_it_was_made(abi: Abi, payload: bytes, turn: in
 def test_slots_never_overlap(turns: list[int], payload: bytes) -> None:
     taken: list[slot.Leftover] = []
     for tid, turn in enumerate(turns, 1):
-        made = slot.reserve(X86_64, PADDING, taken, turn, tid, payload)
+        made = slot.reserve(X86_64.stub_length, PADDING, taken, turn, tid, payload)
         if made is None:
             assert len(taken) >= 3, "there is room for several"
             break
@@ -53,18 +53,18 @@ def test_slots_never_overlap(turns: list[int], payload: bytes) -> None:
 
 
 def test_each_turn_is_another_place() -> None:
-    places = {slot.reserve(X86_64, PADDING, [], turn, 1, bytes(16)).address for turn in range(4)}  # type: ignore[union-attr]
+    places = {slot.reserve(X86_64.stub_length, PADDING, [], turn, 1, bytes(16)).address for turn in range(4)}  # type: ignore[union-attr]
     assert len(places) == 4
 
 
 def test_two_slots_never_have_the_same_mark() -> None:
-    marks = {slot.reserve(X86_64, PADDING, [], 0, 1, b"").mark for _ in range(1000)}  # type: ignore[union-attr]
+    marks = {slot.reserve(X86_64.stub_length, PADDING, [], 0, 1, b"").mark for _ in range(1000)}  # type: ignore[union-attr]
     assert len(marks) == 1000
 
 
 def test_too_little_padding_is_no_room() -> None:
-    assert slot.reserve(X86_64, range(START, START + 100), [], 0, 1, b"") is None
-    assert slot.reserve(X86_64, range(START, START), [], 0, 1, b"") is None
+    assert slot.reserve(X86_64.stub_length, range(START, START + 100), [], 0, 1, b"") is None
+    assert slot.reserve(X86_64.stub_length, range(START, START), [], 0, 1, b"") is None
 
 
 @given(st.binary(min_size=1, max_size=64), st.integers(0, 1400))
@@ -80,7 +80,7 @@ def test_what_is_not_ours_is_strange(foreign: bytes, at: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 800, 1460, 1464])
 def test_half_a_slot_is_strange(at: int) -> None:
-    made = slot.reserve(X86_64, PADDING, [], 0, 1, bytes(16))
+    made = slot.reserve(X86_64.stub_length, PADDING, [], 0, 1, bytes(16))
     assert made
     memory = (bytes(at) + made.head + b"\xff" * 1472)[:1472]
     with pytest.raises(slot.Strange):
