@@ -237,6 +237,15 @@ def wait_any(*, patient: bool = True) -> Stop:
     return reported()
 
 
+def poll_any() -> Stop | None:
+    """As `wait_any`, without waiting: None where nothing has happened."""
+    _report[4] = 0
+    if _waitid(os.P_ALL, 0, _report_pointer, WAIT_EVENTS | os.WNOHANG, _NULL) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "waitid")
+    return reported() if _report[4] else None
+
+
 # siginfo_t: si_signo, si_errno, si_code, (padding), si_pid, si_uid, si_status.
 _report = (ctypes.c_int * 32)()
 _report_pointer = ctypes.byref(_report)

@@ -6,7 +6,6 @@ then on the stub restores it by itself, and once the registers are back it needs
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -33,6 +32,10 @@ _BREATH = 0.001
 STOP_NS = 1_000_000
 """No further call is begun in a stop that has lasted for this long."""
 
+REST_SECONDS = 0.1
+"""What a write that the stop cut short may take to be done to its end."""
+_REST_POLL = 0.0005
+
 _SYS_SECCOMP = 1  # si_code of SIGSYS, include/uapi/asm-generic/siginfo.h
 _SYS_USER_DISPATCH = 2
 _FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP})
@@ -47,10 +50,6 @@ class Done(NamedTuple):
 
 class _Again(Exception):
     """The thread was let go to take a signal, or runs another program than the one looked at."""
-
-
-class _OnItsWay(Exception):
-    """The thread was let go to do the rest of a call."""
 
 
 class _Stale(_Again):
@@ -143,8 +142,8 @@ class Actor:
         else:
             course.stop()
         if reached is Reached.STOP:
-            held, dispatches = self._hold(course, target, tid)
-            self._look(held, plan, dispatches=dispatches, is_its_own=is_its_own)
+            held, dispatches, is_ours = self._hold(course, target, tid)
+            self._look(held, plan, dispatches=dispatches, is_ours=is_ours, is_its_own=is_its_own)
             if not (plan.calls and plan.slot):
                 held.release()
                 return Done(results, time.perf_counter_ns() - begin)
@@ -187,8 +186,11 @@ class Actor:
         course.foresee_blocked(plan.slot, plan.calls[0], number, code, pc)
         return True
 
-    def _look(self, held: Held, plan: _Plan, *, dispatches: bool | None, is_its_own: bool) -> None:
-        """All that has to be known of a thread that was not found as foreseen, before anything is written."""
+    def _look(self, held: Held, plan: _Plan, *, dispatches: bool | None, is_ours: bool, is_its_own: bool) -> None:
+        """All that has to be known of a thread that was not found as foreseen, before anything is written.
+
+        `is_ours`: nobody else has stopped it.
+        """
         if interrupted := held.interrupted:
             self._codes[interrupted[0]] = interrupted[1]
         try:
@@ -196,46 +198,52 @@ class Actor:
                 raise gone()
             if not held.look(dispatches=dispatches):
                 raise _Again
-            if held.came_short and self._has_rest_done(held):
-                raise _OnItsWay
-            was_full = held.sweep() and not plan.slot
-            if plan.calls:
-                if not plan.slot:
-                    if was_full:
-                        raise _Again
-                    leftovers = held.target.room.leftovers
-                    raise Declined(Outcome.DEFERRED if leftovers else Outcome.UNSTEERABLE, "vdso")
-                held.leave_restartable_sequence()
-        except _OnItsWay:
-            raise Declined(Outcome.DEFERRED, "short-io") from None
+            came_short = is_ours and dispatches is False and held.came_short
+            if not came_short:
+                was_full = held.sweep() and not plan.slot
+                if plan.calls:
+                    if not plan.slot:
+                        if was_full:
+                            raise _Again
+                        leftovers = held.target.room.leftovers
+                        raise Declined(Outcome.DEFERRED if leftovers else Outcome.UNSTEERABLE, "vdso")
+                    held.leave_restartable_sequence()
         except BaseException as error:
             # In particular, an EINTR that the stop has caused is mended even where nothing is done.
             self._give_up(held, error)
+        if came_short:
+            self._do_rest(held)
+            raise Declined(Outcome.DEFERRED, "short-io")
 
-    def _has_rest_done(self, held: Held) -> bool:
-        """The stop has made a call return early, as a large write into a pipe does: the thread is sent to do the rest.
+    def _do_rest(self, held: Held) -> None:
+        """The stop has made a large write into a pipe return early: the thread does the rest of it, as far as the
+        pipe's reader is quick, and is let go. Should this tracer die meanwhile, the stub adds up what was done.
 
-        False where that is not possible.
+        Where a signal comes, or the time is over, it has written what it has: as after any other stop.
         """
-        with contextlib.suppress(Declined):
-            held.sweep()  # stopped again and again, it would fill the padding
         padding, abi, leftovers = held.target.room
         self._turn += 1
         room = slot.reserve(abi.rest_length, padding, leftovers, self._turn, held.tid, b"")
-        return held.has_rest_done(room)
+        signal_to_take = 0
+        if room is not None and held.enter_rest(room):
+            signal_to_take = _follow_rest(held)
+        held.release(signal_to_take)
 
-    def _hold(self, course: Course, target: Target, tid: int) -> tuple[Held, bool | None]:
-        """A thread that was interrupted; when it has a signal to take, it is let go for that, and `_Again` raised."""
+    def _hold(self, course: Course, target: Target, tid: int) -> tuple[Held, bool | None, bool]:
+        """A thread that was interrupted; when it has a signal to take, it is let go for that, and `_Again` raised.
+
+        With it, whether it dispatches its syscalls, and whether nobody else has stopped it.
+        """
         how = course.found()
         if how is Stopped.AS_USUAL:
-            return Held(course.original, target, tid), course.dispatches
+            return Held(course.original, target, tid), course.dispatches, True
         stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
         course.original.get(tid)
         held = Held(course.original, target, tid)
         if stop.event != ptrace.EVENT_STOP:
             held.release(_deliverable(stop))
             raise _Again
-        return held, ptrace.syscall_user_dispatch(tid)
+        return held, ptrace.syscall_user_dispatch(tid), stop.signal == signal.SIGTRAP
 
     def _give_up(self, held: Held, error: BaseException) -> NoReturn:
         if isinstance(error, _Stale):
@@ -372,6 +380,33 @@ class Actor:
                 for call in calls
             ]
         return _Plan(room, resolved)
+
+
+def _follow_rest(held: Held) -> int:
+    """Until the thread that was sent to do the rest has done it, for a while; a signal that it stopped to take."""
+    end = time.monotonic() + REST_SECONDS
+    is_overdue = False
+    syscall_stops = 0
+    ptrace.resume_to_syscall(held.tid)
+    while True:
+        reported = ptrace.poll_any()
+        stop = _judged(held.tid, reported) if reported else None
+        if stop is None:
+            if time.monotonic() > end and not is_overdue:
+                is_overdue = True
+                ptrace.interrupt(held.tid)
+            time.sleep(_REST_POLL)
+            continue
+        if stop.signal == ptrace.SYSCALL_STOP:
+            syscall_stops += 1
+            if syscall_stops == 2:
+                held.wrote(held.result())
+                return 0
+        elif stop.event != ptrace.EVENT_STOP:
+            return _deliverable(stop)
+        elif is_overdue:
+            return 0
+        ptrace.resume_to_syscall(held.tid)
 
 
 def _wait_for_call(tid: int) -> ptrace.Stop | None:

@@ -353,4 +353,5 @@ def _was_right(result: ThreadResult) -> bool:
 
 def _merged(earlier: ThreadResult, later: ThreadResult) -> ThreadResult:
     """Two looks at the same thread: a second one that found it right adds nothing to what was done in the first."""
-    return earlier if earlier.outcome is later.outcome and not later.pause_ns else later
+    told = earlier if earlier.outcome is later.outcome and not later.pause_ns else later
+    return replace(told, stops=earlier.stops + later.stops)

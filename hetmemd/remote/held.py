@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from hetmemd.kernel import ptrace
 from hetmemd.remote import slot, x86_64
 from hetmemd.remote.result import Outcome
-from hetmemd.remote.slot import Leftover, Slot
+from hetmemd.remote.slot import Slot
 from hetmemd.remote.target import Declined, Target
 from hetmemd.remote.x86_64 import Abi
 
-_STACK_SEARCH = 1 << 18
+_STACK_SEARCH = 1 << 20
 """Bytes of stack in which a signal frame that leads back to a dead tracer's stub is looked for."""
 
 _RSEQ_CS_FIELD = 8  # of struct rseq
@@ -72,6 +72,9 @@ class Held:
                 return False
             # 64-bit code in a 32-bit program, the other way round, or neither.
             raise Declined(Outcome.UNSTEERABLE, "compat")
+        if self._registers[abi.pc] in room.padding:
+            # It is in the stub of a dead tracer, and leaves it when it can.
+            raise Declined(Outcome.DEFERRED, "stub")
         if dispatches:
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
         if dispatches is None and ptrace.blocked_signals(self.tid) >> (signal.SIGSYS - 1) & 1:
@@ -82,46 +85,34 @@ class Held:
 
     @property
     def came_short(self) -> bool:
-        """Whether the stop made a call of the program's end early that can be had to do the rest."""
+        """Whether it was stopped amid a write into a pipe, which returns early for that.
+
+        Nothing else is like it: there are no boundaries in a pipe, no time limit, and no errors that wait to be told.
+        """
         if self._abi is None or not self._abi.came_short(self._registers):
             return False
-        partial = self._abi.partial[self._registers[self._abi.asked]]
-        return self.target.has_stream(self.tid, self._registers[partial.stream])
+        if self.target.status(self.tid).get("Seccomp", "0") != "0":
+            return False  # who watches over its calls has not seen this one
+        return self.target.has_pipe(self.tid, self._registers[self._abi.arguments[0]] & 0xFFFFFFFF)
 
-    def has_rest_done(self, room: Slot | None) -> bool:
-        """Have the thread do the rest of the call that came short, by itself, and let it go.
-
-        False, and nothing done, where the stub cannot be written. The slot stays until a later act finds that the
-        thread has left it: a reader may keep it waiting there for as long as it would have.
-        """
+    def enter_rest(self, room: Slot) -> bool:
+        """Send the thread to do the rest of the write that came short. False where the stub cannot be written."""
         assert self._abi
-        pc = self._registers[self._abi.pc]
-        if pc in self.target.room.padding:
-            # It came short in the stub for that: what it has done is in its registers, so the same one serves.
-            if not any(left.tid == self.tid and pc == slot.returns_to(left) for left in self.target.room.leftovers):
-                return False
-            changes = self._abi.asking_for_rest(self._registers)
-        else:
-            if room is None:
-                return False
-            if not self.target.write(room.address, room.head + self._abi.rest(self._registers) + room.tail):
-                return False
-            if ptrace.peek(self.tid, room.mark_address) != room.mark:
-                return False
-            self.target.room.leftovers.append(Leftover(room.address, room.length, self.tid))
-            changes = self._abi.asking_for_rest(self._registers, room.stub)
-        self._room.fill(self.resumed, changes)
-        self._set(self._room.content)
-        ptrace.detach(self.tid)
+        if not self._put(room, self._abi.rest(self._registers)):
+            return False
+        self.enter(self._abi.asking_for_rest(room.stub, self._registers))
         return True
 
-    def sweep(self) -> bool:
-        """Zero what was left and nobody can need any more. True if there was anything."""
+    def wrote(self, result: int) -> None:
+        """The rest came to that, or failed: what the thread goes on with is the whole."""
         assert self._abi
+        registers = list(self._registers)
+        registers[self._abi.result] += max(result, 0)
+        self._go_on_with(registers, self._registers)
+
+    def sweep(self) -> bool:
+        """Zero what dead tracers left and nobody can need any more. True if there was anything."""
         room = self.target.room
-        if self._registers[self._abi.pc] in room.padding:
-            # It is in the stub of a dead tracer, or does the rest of a call, and leaves it when it can.
-            raise Declined(Outcome.DEFERRED, "stub")
         if not room.leftovers:
             return False
         if self._stack_leads_into(room.padding):
@@ -136,7 +127,7 @@ class Held:
         assert self._abi
         pointer = self._registers[self._abi.stack] & ~7
         # As much as there is: the stack may end sooner.
-        for size in (_STACK_SEARCH >> halvings for halvings in range(15)):
+        for size in (_STACK_SEARCH >> halvings for halvings in range(17)):
             with contextlib.suppress(OSError):
                 stack = os.pread(self.target.memory, size, pointer)
                 return slot.holds_address(stack, self._abi.bits // 8, padding)
@@ -174,7 +165,11 @@ class Held:
 
     def write(self, slot: Slot) -> bool:
         """Write the stub. False where it does not stand in the memory that this thread runs in."""
-        if not self.target.write(slot.address, self.content(slot)):
+        assert self._abi
+        return self._put(slot, self._abi.stub(slot.stub, self._registers))
+
+    def _put(self, slot: Slot, stub: bytes) -> bool:
+        if not self.target.write(slot.address, slot.head + stub + slot.tail):
             return False
         try:
             # The slot is in one page and was written whole: its mark stands for all of it.

@@ -37,7 +37,7 @@ class ThreadResult:
     before: Mempolicy | None = None
     after: Mempolicy | None = None
     pause_ns: int = 0
-    """From the interruption to the detachment; 0 where the thread was never stopped."""
+    """From the interruption to the detachment of a thread that made its calls; else 0."""
     errnos: tuple[int, ...] = ()
     """Where several calls were asked for: of each that was made, in order, 0 if it succeeded."""
     stops: int = 0

@@ -14,8 +14,6 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hetmemd.remote.x86_64 import SYSCALL_LENGTH
-
 _MAGIC = b"hetmemd\x01"
 _MARK = struct.Struct("<IHH")
 HEADER = len(_MAGIC) + _MARK.size
@@ -53,11 +51,6 @@ class Slot(NamedTuple):
     mark_address: int
     mark: int
     """The 8 bytes there: what the thread's own memory must show before it is sent here."""
-
-
-def returns_to(left: Leftover) -> int:
-    """Where a thread is when the syscall that its stub begins with is over."""
-    return left.address + HEADER + SYSCALL_LENGTH
 
 
 def _rounded(length: int, unit: int) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import socket
 import stat
 import time
 from typing import NamedTuple
 
-from hetmemd.kernel import libc, maps, procfs, vdso
+from hetmemd.kernel import maps, procfs, vdso
 from hetmemd.kernel.procfs import ProcessId, Stat
 from hetmemd.kernel.root import Root
 from hetmemd.remote import slot
@@ -122,23 +120,10 @@ class Target:
     def has_thread(self, tid: int) -> bool:
         return os.access(f"task/{tid}", os.F_OK, dir_fd=self.directory)
 
-    def has_stream(self, tid: int, descriptor: int) -> bool:
-        """Whether thread `tid` has a pipe or a stream socket there: what is read or written there has no boundaries."""
+    def has_pipe(self, tid: int, descriptor: int) -> bool:
+        """Whether thread `tid` has a pipe there."""
         try:
-            with contextlib.ExitStack() as opened:
-                pidfd = os.pidfd_open(self.process.pid)
-                opened.callback(os.close, pidfd)
-                copy = libc.syscall(libc.PIDFD_GETFD, pidfd, descriptor, 0)
-                opened.callback(os.close, copy)
-                found = os.fstat(copy)
-                # The leader's table of files is asked: a thread may have one of its own.
-                its_own = os.stat(f"task/{tid}/fd/{descriptor}", dir_fd=self.directory)
-                if (found.st_dev, found.st_ino) != (its_own.st_dev, its_own.st_ino):
-                    return False
-                if stat.S_ISSOCK(found.st_mode):
-                    with socket.socket(fileno=os.dup(copy)) as its_socket:
-                        return its_socket.type is socket.SOCK_STREAM
-                return stat.S_ISFIFO(found.st_mode)
+            return stat.S_ISFIFO(os.stat(f"task/{tid}/fd/{descriptor}", dir_fd=self.directory).st_mode)
         except OSError:
             return False
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Kernel-internal results (include/linux/errno.h). A thread is stopped with them in its result register, and the kernel
 # turns them into a restart or EINTR when it lets the thread go on: they must never reach the program.
@@ -22,25 +22,11 @@ _ERESTARTNOHAND = -514
 _ERESTART_RESTARTBLOCK = -516
 _EINTR = -4
 
-SYSCALL_LENGTH = 2
+_SYSCALL_LENGTH = 2
 """Of `syscall`, `int 0x80` and `sysenter` alike."""
 
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """A call that a stop amid its work makes return early, and how it is asked for the rest.
-
-    On a stream, a pipe or a socket, that is the only reason for which it does where the next one would not end at once.
-    """
-
-    stream: int
-    """Register with the descriptor of what has to be a stream,"""
-    count: int
-    """and with what it was asked for, bytes."""
-    advances: tuple[int, ...] = ()
-    """Registers that point to what is next."""
-    flags: tuple[int, int, int] | None = None
-    """(register, mask, value): what its flags have to be."""
+_MAX_RW_COUNT = 0x7FFFF000
+"""No read or write does more at a time (include/linux/fs.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +56,14 @@ class Abi:
     """(offset in the stub, register) of what the stub puts back as it was; where it can be filled in by copying."""
     resumed: tuple[tuple[int, int], ...] = ()
     """Likewise of what it puts back as it was only where the thread is in no syscall."""
-    partial: Mapping[int, Partial] = field(default_factory=dict)
-    """By number, syscalls that can be had to do the rest of what they came short of."""
-    done: int = 0
-    """Register that holds, in the stub for that, what was done before."""
+    write: int = -1
+    """The number of write(2), where it can be had to do the rest of what it came short of; and for that:"""
+    written: tuple[int, int] = (0, 0)
+    """registers of its buffer and its count,"""
     rest_length: int = 0
-    """Bytes of that stub."""
+    """bytes of the stub,"""
     write_rest: Callable[[Sequence[int]], bytes] | None = None
+    """and what writes that."""
 
     def unpack(self, data: bytes) -> list[int]:
         return list(self.layout.unpack(data))
@@ -117,9 +104,9 @@ class Abi:
         if self.is_in_syscall(registers):
             code = self.signed(result)
             if code in (_ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND):
-                return registers[self.asked], self.unsigned(pc - SYSCALL_LENGTH)
+                return registers[self.asked], self.unsigned(pc - _SYSCALL_LENGTH)
             if code == _ERESTART_RESTARTBLOCK:
-                return self.restart_syscall, self.unsigned(pc - SYSCALL_LENGTH)
+                return self.restart_syscall, self.unsigned(pc - _SYSCALL_LENGTH)
         return result, pc
 
     def stub(self, address: int, registers: Sequence[int]) -> bytes:
@@ -128,38 +115,24 @@ class Abi:
         return self.write_stub(address, registers, result, pc)
 
     def came_short(self, registers: Sequence[int]) -> bool:
-        """Whether the thread is at the end of a call that did a part of its work, and can be had to do the rest."""
-        partial = self.partial.get(registers[self.asked])
-        if partial is None or not 0 < self.signed(registers[self.result]) < self.signed(registers[partial.count]):
+        """Whether the thread is at the end of a write(2) that did a part of its work, and can be had to do the rest."""
+        if registers[self.asked] != self.write:
             return False
-        if partial.flags is None:
-            return True
-        register, mask, value = partial.flags
-        return registers[register] & mask == value
+        return 0 < self.signed(registers[self.result]) < min(registers[self.written[1]], _MAX_RW_COUNT)
 
     def rest(self, registers: Sequence[int]) -> bytes:
-        """A stub that does the rest of a call that came short, and ends with the whole in the result register.
+        """A stub that does the rest of a write that came short, and ends with the whole in the result register.
 
-        What it is asked with is `asking_for_rest`. Where that fails, what was done before is the result, as it was
-        without.
+        Where that fails, what was done before is the result, as it was without.
         """
         assert self.write_rest
         return self.write_rest(registers)
 
-    def asking_for_rest(self, registers: Sequence[int], address: int | None = None) -> list[tuple[int, int]]:
-        """What to change, (index, value), to make a thread whose call came short run the stub at `address`.
-
-        None where it is in such a stub already, and came short there.
-        """
-        partial, done = self.partial[registers[self.asked]], registers[self.result]
-        return [
-            (self.result, registers[self.asked]),
-            (self.asked, self.unsigned(-1)),
-            (self.pc, registers[self.pc] - SYSCALL_LENGTH if address is None else address),
-            (self.done, done + (registers[self.done] if address is None else 0)),
-            (partial.count, registers[partial.count] - done),
-            *((index, self.unsigned(registers[index] + done)) for index in partial.advances),
-        ]
+    def asking_for_rest(self, address: int, registers: Sequence[int]) -> list[tuple[int, int]]:
+        """What to change, (index, value), to make a thread whose write came short run the stub at `address`."""
+        (buffer, count), done = self.written, registers[self.result]
+        arguments = {buffer: registers[buffer] + done, count: min(registers[count], _MAX_RW_COUNT) - done}
+        return self.calling(address, self.write, [arguments.get(index, registers[index]) for index in self.arguments])
 
     def calling(self, address: int, number: int, arguments: Sequence[int]) -> list[tuple[int, int]]:
         """What to change, (index, value), to make the thread run the stub at `address` with this syscall."""
@@ -186,7 +159,7 @@ _LOADS_64 = (  # mov REGISTER, [rip+disp32]
     (RCX, b"\x48\x8b\x0d"),
     (R11, b"\x4c\x8b\x1d"),
 )
-_CODE_64 = (SYSCALL_LENGTH + 7 * len(_LOADS_64) + 6 + 7) // 8 * 8
+_CODE_64 = (_SYSCALL_LENGTH + 7 * len(_LOADS_64) + 6 + 7) // 8 * 8
 
 
 def _write_64() -> bytes:
@@ -206,45 +179,48 @@ def _stub_64(_address: int, registers: Sequence[int], result: int, pc: int) -> b
     return _STUB_64 + _DATA_64.pack(result, *_KEPT_64(registers), pc)
 
 
-_OPCODES = dict(_LOADS_64) | {R12: b"\x4c\x8b\x25"}
-_RESTORED_REST = (RSI, RDX, R10, R8, RCX, R11, R12)
-"""What the rest of a call is asked for with, and what asking for it disturbs. r12 holds what was done before: no
-syscall changes it, and it can be set together with the others when the rest comes short as well."""
+_OPCODES = dict(_LOADS_64)
+_RESTORED_REST = (RSI, RDX, RCX, R11)
+"""What the rest of a write is asked for with, and what asking for it disturbs."""
 
 
 def _write_rest_64() -> bytes:
     """Leaves the flags as they are, as a syscall does: nobody says that a program may not count on it."""
-    failed = b"\x4c\x89\xe0"  # mov rax, r12
-    add = b"\x4a\x8d\x04\x20"  # lea rax, [rax+r12]
-    failed += b"\xeb" + bytes([len(add)])  # jmp rel8
+    load, operations = 7, b"\x48\x8d\x04\x08"  # bytes of each `mov REGISTER, [rip+disp32]`; lea rax, [rax+rcx]
+    whole = load + len(operations)
     code = b"\x0f\x05"  # syscall
     code += b"\x48\x99"  # cqo: rdx is 0, or -1 where rax is negative
     code += b"\x48\x89\xd1"  # mov rcx, rdx
-    code += b"\xe3" + bytes([len(failed)])  # jrcxz rel8
-    code += failed + add
-    data = (len(code) + 7 * len(_RESTORED_REST) + 6 + 7) // 8 * 8
-    for place, register in enumerate(_RESTORED_REST):
-        code += _OPCODES[register] + struct.pack("<i", data + 8 * place - (len(code) + 7))
-    code += b"\xff\x25" + struct.pack("<i", data + 8 * len(_RESTORED_REST) - (len(code) + 6))  # jmp [rip+disp32]
+    code += b"\xe3" + bytes([load + 2])  # jrcxz whole
+    data = (len(code) + load + 2 + whole + load * len(_RESTORED_REST) + 6 + 7) // 8 * 8
+
+    def loaded(code: bytes, register: int, place: int) -> bytes:
+        return code + _OPCODES[register] + struct.pack("<i", data + 8 * place - (len(code) + load))
+
+    code = loaded(code, RAX, 0) + b"\xeb" + bytes([whole])  # jmp behind it
+    code = loaded(code, RCX, 0) + operations  # whole:
+    for place, register in enumerate(_RESTORED_REST, 1):
+        code = loaded(code, register, place)
+    code += b"\xff\x25" + struct.pack("<i", data + 8 * (1 + len(_RESTORED_REST)) - (len(code) + 6))  # jmp [rip+disp32]
     return code.ljust(data, b"\xcc")
 
 
 _REST_64 = _write_rest_64()
-_REST_DATA_64 = struct.Struct(f"<{len(_RESTORED_REST) + 1}Q")
+_REST_DATA_64 = struct.Struct(f"<{2 + len(_RESTORED_REST)}Q")
 
 
 def _rest_64(registers: Sequence[int]) -> bytes:
-    return _REST_64 + _REST_DATA_64.pack(*(registers[index] for index in _RESTORED_REST), registers[RIP])
+    return _REST_64 + _REST_DATA_64.pack(
+        registers[RAX], *(registers[index] for index in _RESTORED_REST), registers[RIP]
+    )
 
-
-_MSG_WAITALL, _MSG_DONTWAIT = 0x100, 0x40
 
 # struct user_regs_struct of i386, arch/x86/include/asm/user_32.h
 EBX, ECX, EDX, ESI, EDI, EBP, EAX, XDS, XES, XFS, XGS, ORIG_EAX, EIP, XCS, EFLAGS_32, ESP, XSS = range(17)
 
 
 _LOADS_32 = ((EAX, 0), (ECX, 1), (EDX, 2), (EBX, 3), (EBP, 5), (ESI, 6), (EDI, 7))
-_LENGTH_32 = SYSCALL_LENGTH + 5 * len(_LOADS_32) + 5
+_LENGTH_32 = _SYSCALL_LENGTH + 5 * len(_LOADS_32) + 5
 
 
 def _stub_32(address: int, registers: Sequence[int], result: int, pc: int) -> bytes:
@@ -294,13 +270,8 @@ X86_64 = Abi(
     write_stub=_stub_64,
     kept=tuple((_CODE_64 + 8 * place, index) for place, (index, _) in enumerate(_LOADS_64) if place),
     resumed=((_CODE_64, RAX), (_CODE_64 + 8 * len(_LOADS_64), RIP)),
-    partial={
-        1: Partial(RDI, RDX, (RSI,)),  # write
-        44: Partial(RDI, RDX, (RSI,)),  # sendto
-        45: Partial(RDI, RDX, (RSI,), (R10, ~_MSG_DONTWAIT & 0xFFFFFFFF, _MSG_WAITALL)),  # recvfrom
-        40: Partial(RDI, R10),  # sendfile: the kernel moves its offset on itself
-    },
-    done=R12,
+    write=1,
+    written=(RSI, RDX),
     rest_length=len(_REST_64) + _REST_DATA_64.size,
     write_rest=_rest_64,
 )
