@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,26 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8, as os.fsdecode keeps it
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = self.maxlong = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 2000:  # Python may refuse to write that many digits
+            return f"a number of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_short = _Short()
+
+
+def shown(value: object) -> str:
+    """A value out of a file, as Python writes it, cut where it is too long for a message. Never raises."""
+    return _short.repr(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

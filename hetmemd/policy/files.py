@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hetmemd.kernel import lease
 from hetmemd.kernel.root import Root
-from hetmemd.policy.parse import LARGEST
+from hetmemd.policy.document import LARGEST
 
 _MOST_LINKS = 40  # as the kernel: MAXSYMLINKS in include/linux/namei.h
 _NULL_DEVICE = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from hetmemd.kernel.root import Root
 from hetmemd.policy import files, last_good
 from hetmemd.policy.faults import Fault
 from hetmemd.policy.language import DIRECTORIES, Table
-from hetmemd.policy.parse import parse
+from hetmemd.policy.parse import Parsed, parse
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _file(root: Root, path: str, keep: bool, known: dict[str, bytes], notes: lis
         return _broken(root, path, (Fault(path, 1, str(error)),), known, notes)
     if content is None:
         return None
-    parsed = parse(content.data, path)
+    parsed = _parsed(content.data, path)
     if parsed.faults:
         return _broken(root, path, parsed.faults, known, notes)
     if keep:
@@ -134,6 +137,15 @@ def _file(root: Root, path: str, keep: bool, known: dict[str, bytes], notes: lis
         except OSError as error:
             notes.append(f"{path}: no copy of this good version could be kept: {error.strerror}: {error.filename}")
     return PolicyFile(path, "mask" if content.is_mask else "in-force", (), parsed.tables, content.data)
+
+
+def _parsed(data: bytes, path: str) -> Parsed:
+    """`parse`; should it raise, against its word, that is this file's fault and disturbs no other (F2)."""
+    try:
+        return parse(data, path)
+    except Exception as error:
+        log.exception("%s cannot be parsed", path)
+        return Parsed((), (Fault(path, 1, f"cannot be parsed, by a fault of hetmemd: {type(error).__name__}"),))
 
 
 def _unfinished(root: Root, path: str, known: dict[str, bytes]) -> PolicyFile | None:
@@ -147,7 +159,7 @@ def _unfinished(root: Root, path: str, known: dict[str, bytes]) -> PolicyFile | 
             data = last_good.read(root, path)
     if data is None:
         return None
-    parsed = parse(data, path)
+    parsed = _parsed(data, path)
     return None if parsed.faults else PolicyFile(path, "in-force", (), parsed.tables, data)
 
 
@@ -161,7 +173,7 @@ def _broken(root: Root, path: str, faults: tuple[Fault, ...], known: dict[str, b
             notes.append(f"{path}: its last good copy cannot be read: {error.strerror}: {error.filename}")
     if data is None:
         return PolicyFile(path, "rejected", faults)
-    parsed = parse(data, path)
+    parsed = _parsed(data, path)
     if parsed.faults:
         notes.append(f"{path}: its last good copy is broken: {parsed.faults[0]}")
         return PolicyFile(path, "rejected", faults)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hetmemd.kernel import nodelist
 from hetmemd.machine.topology import Machine
-from hetmemd.policy.faults import did_you_mean
+from hetmemd.policy.faults import did_you_mean, shown
 
 WORDS = ("all", "dram", "cpuless", "nearest")
 _TIER = re.compile(r"tier:([0-9]{1,6})", re.ASCII)
@@ -91,7 +91,9 @@ def parse(text: str) -> NodeSet:
         sign = _SIGN.match(rest, at)
         term = _TERM.match(rest, sign.end()) if sign else None
         if sign is None or term is None or (at == 0 and sign[0] == "+"):
-            raise ValueError(f"a node is missing beside {rest[at]!r} in {text!r}", 'write it like "dram+cpuless"')
+            raise ValueError(
+                f"a node is missing beside {shown(rest[at])} in {shown(text)}", 'write it like "dram+cpuless"'
+            )
         at = term.end()
         # A comma before a ! belongs to no list: "0-3,!2" is read as "0-3!2".
         word = term[0].removesuffix(",") if rest[at : at + 1] == "!" else term[0]
@@ -105,15 +107,15 @@ def _term(word: str) -> Term:
     if word in WORDS or _TIER.fullmatch(word):
         return Term(selector=word)
     if word.startswith("tier:"):
-        raise ValueError(f"{word!r} names no memory tier", 'a tier is named by its number: "tier:4"')
+        raise ValueError(f"{shown(word)} names no memory tier", 'a tier is named by its number: "tier:4"')
     if word[0].isdigit():
         if re.search(r"[a-z]", word):
-            raise ValueError(f"{word!r} mixes numbers and selectors", "unite them by +, as in 0-1+cpuless")
+            raise ValueError(f"{shown(word)} mixes numbers and selectors", "unite them by +, as in 0-1+cpuless")
         try:
             return Term(numbers=nodelist.parse(word, nodelist.MAX_NUMNODES))
         except ValueError as error:
-            raise ValueError(f"{word!r} is no list of nodes: {error}", 'write it like "0-1,3"') from None
+            raise ValueError(f"{shown(word)} is no list of nodes: {error}", 'write it like "0-1,3"') from None
     if "," in word and all(part in WORDS or part[:1].isdigit() for part in word.split(",")):
-        raise ValueError(f"{word!r} is no list of nodes", f"unite selectors by +: {word.replace(',', '+')!r}")
+        raise ValueError(f"{shown(word)} is no list of nodes", f"unite selectors by +: {shown(word.replace(',', '+'))}")
     hint = did_you_mean(word, (*WORDS, "tier:0"))
-    raise ValueError(f"{word!r} selects no nodes", hint or "a nodelist, all, dram, cpuless, tier:N or nearest")
+    raise ValueError(f"{shown(word)} selects no nodes", hint or "a nodelist, all, dram, cpuless, tier:N or nearest")

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from hetmemd.kernel.mempolicy import NO_FLAGS, Flag, Mode
 from hetmemd.kernel.nodelist import MAX_NUMNODES
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import language, nodes, pattern, quantity
-from hetmemd.policy.faults import Fault, did_you_mean
+from hetmemd.policy import document, language, nodes, pattern, quantity
+from hetmemd.policy.document import Document
+from hetmemd.policy.faults import Fault, did_you_mean, shown
 from hetmemd.policy.language import HandlingRequest, Request, Table
-from hetmemd.policy.locate import Place, line_of, locate
+from hetmemd.policy.locate import Place, line_of
 
-LARGEST = 1 << 20
-"""Bytes: a policy file is written by people; what is larger is something else."""
-
-_MOST_PARTS = 32
-# tomllib keeps every beginning of a dotted key: memory in the square of its parts. Where a key may begin is looked
-# at only; the same in a text or a comment must follow a bracket, a comma or the line's beginning to be taken for one.
-_LONG_KEY = re.compile(
-    r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*)"""
-    rf"""{{{_MOST_PARTS}}}""",
-    re.MULTILINE,
-)
+_MOST_FAULTS = 100
+"""Of one file: a large file of another kind would have one in every line, each with its search for a hint."""
 _NO_MACHINE = Machine({})
 """Numbers mean the same on every machine, so this one serves."""
 
@@ -41,38 +32,8 @@ class Parsed:
 
 def parse(data: bytes, path: str) -> Parsed:
     """The tables of a file's content. Never raises for the content's sake."""
-
-    def failed(line: int, message: str, hint: str = "") -> Parsed:
-        return Parsed((), (Fault(path, line, message, hint),))
-
-    if len(data) > LARGEST:
-        return failed(1, "the file is larger than 1 MiB, the limit for a policy file")
-    if data.startswith(b"\xef\xbb\xbf"):
-        return failed(1, "the file begins with a byte order mark, which is not TOML", "save it as UTF-8 without one")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return failed(line, f"byte {error.start} is not UTF-8", "TOML is always UTF-8")
-    if long_key := _LONG_KEY.search(text):
-        line = text.count("\n", 0, long_key.end()) + 1
-        return failed(line, f"a key of more than {_MOST_PARTS} dotted parts")
-    try:
-        content = tomllib.loads(text)
-        lines = locate(text)
-    except RecursionError:
-        return failed(1, "arrays or tables are nested too deeply")
-    except ValueError as error:
-        return failed(*_syntax(error, text))
-    return _Reader(path, content, lines).read()
-
-
-def _syntax(error: ValueError, text: str) -> tuple[int, str]:
-    """Line and message of a fault that tomllib found: it knows the place only in its text."""
-    message, _, place = str(error).partition(" (at ")
-    found = re.match(r"line (\d+)", place)
-    line = int(found[1]) if found else max(1, len(text.splitlines())) if place else 1
-    return line, f"not TOML: {message[:1].lower()}{message[1:]}"
+    found = document.read(data, path)
+    return Parsed((), (found,)) if isinstance(found, Fault) else _Reader(path, found).read()
 
 
 _KINDS: tuple[tuple[type, str], ...] = (
@@ -94,39 +55,52 @@ def _is(value: object, *kinds: type) -> bool:
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
+class _EnoughError(Exception):
+    """So much is wrong that nobody reads on."""
+
+
 class _Reader:
     """Checks one file's content; goes on after each fault, so that all are told at once."""
 
-    def __init__(self, path: str, content: dict[str, Any], lines: Mapping[Place, int]) -> None:
+    def __init__(self, path: str, found: Document) -> None:
         self._path = path
-        self._content = content
-        self._lines = lines
+        self._content = found.content
+        self._lines = found.lines
         self._faults: list[Fault] = []
 
     def read(self) -> Parsed:
+        tables: list[Table | None] = []
+        with contextlib.suppress(_EnoughError):
+            tables = self._tables()
+        if self._faults:
+            return Parsed((), tuple(sorted(self._faults, key=lambda fault: fault.line)))
+        return Parsed(tuple(table for table in tables if table is not None), ())
+
+    def _tables(self) -> list[Table | None]:
         for key in self._content:
             if key == "policy":
                 continue
             known = key in language.KEYS
             hint = "it belongs below a [[policy]] header" if known else did_you_mean(key, ("policy",))
-            self._fault((key,), f"unknown key {key!r}", hint or "a file holds [[policy]] tables and nothing else")
+            self._fault((key,), f"unknown key {shown(key)}", hint or "a file holds [[policy]] tables and nothing else")
         found = self._content.get("policy", [])
         if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
             self._fault(("policy",), f"policy is {_kind(found)}, not an array of tables", "write [[policy]]")
             found = []
-        tables = [self._table(index, table) for index, table in enumerate(found)]
-        if self._faults:
-            return Parsed((), tuple(sorted(self._faults, key=lambda fault: fault.line)))
-        return Parsed(tuple(table for table in tables if table is not None), ())
+        return [self._table(index, table) for index, table in enumerate(found)]
 
     def _fault(self, place: Place, message: str, hint: str = "") -> None:
-        self._faults.append(Fault(self._path, line_of(self._lines, place), message, hint))
+        line = line_of(self._lines, place)
+        if len(self._faults) == _MOST_FAULTS:
+            self._faults.append(Fault(self._path, line, f"after {_MOST_FAULTS} faults the rest was not looked at"))
+            raise _EnoughError
+        self._faults.append(Fault(self._path, line, message, hint))
 
     def _table(self, index: int, table: dict[str, Any]) -> Table | None:
         at: Place = ("policy", index)
         for key in table:
             if key not in language.KEYS:
-                self._fault((*at, key), f"unknown key {key!r}", did_you_mean(key, language.KEYS))
+                self._fault((*at, key), f"unknown key {shown(key)}", did_you_mean(key, language.KEYS))
         found = self._pattern(at, table)
         enabled = self._flag(at, table, "enabled", True)
         inherit = self._word(at, table, "inherit") or "subtree"
@@ -163,7 +137,7 @@ class _Reader:
         known = language.WORDS[key]
         if value is not None and value not in known:
             hint = did_you_mean(value, known) or "one of " + ", ".join(known)
-            self._fault((*at, key), f"{key} is {value!r}, which is none of its words", hint)
+            self._fault((*at, key), f"{key} is {shown(value)}, which is none of its words", hint)
             return None
         return value
 
@@ -174,7 +148,7 @@ class _Reader:
         try:
             return read(value)
         except ValueError as error:
-            self._fault((*at, key), f"{key} is {value!r}: {error}")
+            self._fault((*at, key), f"{key} is {shown(value)}: {error}")
             return None
 
     def _expression(self, place: Place, text: str, key: str) -> nodes.NodeSet | None:
@@ -198,7 +172,7 @@ class _Reader:
             return pattern.parse(text)
         except ValueError as error:
             message, *hint = error.args
-            self._fault((*at, "cgroup"), f"cgroup is {text!r}: {message}", *hint)
+            self._fault((*at, "cgroup"), f"cgroup is {shown(text)}: {message}", *hint)
             return None
 
     def _request(self, at: Place, table: dict[str, Any]) -> Request | None:
@@ -208,7 +182,7 @@ class _Reader:
         if word is not None and mode is None:
             known = tuple(language.MODES)
             hint = did_you_mean(word, known) or "one of " + ", ".join(known)
-            self._fault((*at, "mode"), f"mode is {word!r}, which is no mode", hint)
+            self._fault((*at, "mode"), f"mode is {shown(word)}, which is no mode", hint)
         chosen = self._nodes(at, table, mode)
         flags = self._flags(at, table, mode)
         weights = self._weights(at, table, mode)
@@ -233,7 +207,7 @@ class _Reader:
         if found is not None and found.is_plain:
             count = len(found.select(_NO_MACHINE))
             if count == 0:
-                self._fault((*at, "nodes"), f"nodes is {text!r}, which leaves no node")
+                self._fault((*at, "nodes"), f"nodes is {shown(text)}, which leaves no node")
                 return None
             if mode is Mode.PREFERRED and count > 1:
                 hint = "name one, or use preferred-many"
@@ -251,7 +225,7 @@ class _Reader:
             elif word not in language.FLAGS:
                 known = tuple(language.FLAGS)
                 hint = did_you_mean(word, known) or "one of " + ", ".join(known)
-                self._fault(place, f"{word!r} is no flag", hint)
+                self._fault(place, f"{shown(word)} is no flag", hint)
             else:
                 flags |= language.FLAGS[word]
         place = (*at, "flags")
@@ -269,11 +243,11 @@ class _Reader:
             return None
         place = (*at, "weights")
         if mode not in (None, Mode.WEIGHTED_INTERLEAVE):
-            self._fault(place, f"mode {table['mode']!r} takes no weights", "weighted-interleave does")
+            self._fault(place, f"mode {shown(table['mode'])} takes no weights", "weighted-interleave does")
         if isinstance(value, str):
             if value not in language.COMPUTED_WEIGHTS:
                 hint = did_you_mean(value, language.COMPUTED_WEIGHTS) or 'such as "bandwidth" or { 0 = 3, 1 = 1 }'
-                self._fault(place, f"weights is {value!r}, which computes nothing", hint)
+                self._fault(place, f"weights is {shown(value)}, which computes nothing", hint)
             return value
         if not value:
             self._fault(place, "weights is empty", "such as { dram = 3, cpuless = 1 }")
@@ -284,10 +258,10 @@ class _Reader:
                 continue
             named = self._expression((*place, key), key, "weights")
             if not _is(weight, int):
-                self._fault((*place, key), f"the weight of {key!r} is {_kind(weight)}, not an integer")
+                self._fault((*place, key), f"the weight of {shown(key)} is {_kind(weight)}, not an integer")
             elif not 1 <= weight <= 255:
                 hint = "to leave a node out, leave it out of nodes" if weight == 0 else "1 to 255"
-                self._fault((*place, key), f"the weight of {key!r} is {weight}", hint)
+                self._fault((*place, key), f"the weight of {shown(key)} is {shown(weight)}", hint)
             elif named is not None:
                 found.append((named, weight))
         return tuple(found)
@@ -309,7 +283,7 @@ class _Reader:
         if value is None:
             return None
         if not 0 <= value < MAX_NUMNODES:
-            self._fault((*at, "home_node"), f"home_node is {value}, which is no node")
+            self._fault((*at, "home_node"), f"home_node is {shown(value)}, which is no node")
         if mode not in (None, Mode.BIND, Mode.PREFERRED_MANY):
             self._fault((*at, "home_node"), "home_node goes with bind and preferred-many only")
         return value
@@ -326,7 +300,7 @@ class _Reader:
                 self._fault((*place, index), f"a class of memory is {_kind(word)}, not a string")
             elif word.removeprefix("!") not in known or word == "!all":
                 hint = did_you_mean(word.removeprefix("!"), known) or "one of " + ", ".join(known)
-                self._fault((*place, index), f"{word!r} is no class of memory", hint)
+                self._fault((*place, index), f"{shown(word)} is no class of memory", hint)
         texts = list(dict.fromkeys(word for word in words if isinstance(word, str)))
         included = [word for word in texts if not word.startswith("!")]
         excluded = [word for word in texts if word.startswith("!")]
@@ -334,7 +308,7 @@ class _Reader:
             self._fault(place, "memory names no class", 'leave it out for "all"')
         elif "all" in included and len(included) > 1:
             self._fault(place, "memory names classes beside all", 'either "all" with what is left out, or the classes')
-        elif excluded and "all" not in included:
+        elif excluded and "all" not in included and excluded[0][1:] in known:
             self._fault(place, "memory leaves classes out of nothing", f'write ["all", "{excluded[0]}"]')
         elif len(set(excluded)) == len(language.CLASSES):
             self._fault(place, "memory leaves out every class")
@@ -343,7 +317,8 @@ class _Reader:
     def _handling(self, at: Place, table: dict[str, Any]) -> HandlingRequest:
         tolerance = self._typed(at, table, "tolerance", int, float)
         if tolerance is not None and not 0 <= tolerance <= 1:
-            self._fault((*at, "tolerance"), f"tolerance is {tolerance}", "a share from 0 to 1, such as 0.02")
+            self._fault((*at, "tolerance"), f"tolerance is {shown(tolerance)}", "a share from 0 to 1, such as 0.02")
+            tolerance = None
         return HandlingRequest(
             existing=self._word(at, table, "existing"),
             rate=self._quantity(at, table, "rate", quantity.rate),
@@ -360,5 +335,5 @@ class _Reader:
 def _quoted(key: str, value: object) -> str:
     """How a value that lacks quotes, or is a list of numbers, would be written."""
     if isinstance(value, list) and value and all(_is(item, int) for item in value):
-        return f'write {key} = "{",".join(map(str, value))}"'
-    return f'write {key} = "{value}"' if _is(value, int, float) else ""
+        return f'write {key} = "{",".join(map(shown, value))}"'
+    return f'write {key} = "{shown(value)}"' if _is(value, int, float) else ""

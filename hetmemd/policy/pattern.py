@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from hetmemd.policy.faults import shown
+
+LONGEST = 4096
+"""PATH_MAX (include/uapi/linux/limits.h)."""
 _GLOB = re.compile(r"[*?\[]")
 _MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
 
@@ -42,17 +46,19 @@ def parse(text: str) -> Pattern:
     if not text.startswith("/"):
         raise ValueError("a cgroup is named by its path below the cgroup root, which begins with /", _rooted(text))
     if mount := _mount(text):
-        hint = f"write {text.removeprefix(mount).rstrip('/') or '/'!r}"
+        hint = f"write {shown(text.removeprefix(mount).rstrip('/') or '/')}"
         raise ValueError(f"a cgroup is named by its path below {mount}, not by its folder", hint)
     if "\0" in text or "\n" in text:
         raise ValueError("no cgroup's name holds a newline or a NUL", "")
+    if len(text) > LONGEST:
+        raise ValueError(f"longer than {LONGEST} characters, the limit for a path", "")
     levels = text[1:].split("/") if text != "/" else []
     if levels and levels[-1] == "":
-        raise ValueError("the path ends with /", f"write {text.rstrip('/') or '/'!r}")
+        raise ValueError("the path ends with /", f"write {shown(text.rstrip('/') or '/')}")
     for level in levels:
         if level in ("", ".", ".."):
-            raise ValueError(f"a level of the path is {level!r}", "write every level once, by its name")
-    regex = "".join("/" + _level(level) for level in levels) or "/"
+            raise ValueError(f"a level of the path is {shown(level)}", "write every level once, by its name")
+    regex = _path(levels) or "/"
     glob = _GLOB.search(text)
     prefix = text[: glob.start()] if glob else text
     return Pattern(text, prefix, glob is None, "**" in levels, re.compile(regex, re.DOTALL))
@@ -61,7 +67,7 @@ def parse(text: str) -> Pattern:
 def _rooted(text: str) -> str:
     rooted = "/" + text
     path = rooted.removeprefix(_mount(rooted)).rstrip("/")
-    return f"write {path!r}" if path else 'for everything write "/"'
+    return f"write {shown(path)}" if path else 'for everything write "/"'
 
 
 def _mount(path: str) -> str:
@@ -72,30 +78,52 @@ def _mount(path: str) -> str:
     return next((mount for mount in _MOUNTS if path == mount or path.startswith(mount + "/")), "")
 
 
+def _path(levels: list[str]) -> str:
+    """The regular expression for whole paths. Users name cgroups, so it must not matter how: no name takes longer than
+    the length of the path times that of the pattern.
+
+    That is what the atomic groups are for. Between two `**` stand levels of a fixed number, between two `*` of a level
+    characters of a fixed number: what comes after is best served by the first place where they fit, so that no other
+    needs to be tried, and none is.
+    """
+    runs = [""]
+    for level in levels:
+        if level == "**":
+            runs.append("")
+        else:
+            runs[-1] += "/" + _level(level)
+    head, *deep = runs
+    if not deep:
+        return head
+    between = "".join(f"(?>(?:/[^/]+)+?{run}(?=/))" for run in deep[:-1])
+    return f"{head}{between}(?:/[^/]+)+{deep[-1]}"
+
+
 def _level(level: str) -> str:
     """The regular expression for one level."""
-    if level == "**":
-        return "[^/]+(?:/[^/]+)*"
     if level == "*":
         return "[^/]+"  # the root is no level with an empty name
     if "**" in level:
-        raise ValueError(f"** stands for whole levels, not for a part of {level!r}", "write * or /**/")
-    parts: list[str] = []
+        raise ValueError(f"** stands for whole levels, not for a part of {shown(level)}", "write * or /**/")
+    pieces = [""]
     at = 0
     while at < len(level):
         character = level[at]
         if character == "*":
-            parts.append("[^/]*")
+            pieces.append("")
         elif character == "?":
-            parts.append("[^/]")
+            pieces[-1] += "[^/]"
         elif character == "[":
             part, at = _bracket(level, at)
-            parts.append(part)
+            pieces[-1] += part
             continue
         else:
-            parts.append(re.escape(character))
+            pieces[-1] += re.escape(character)
         at += 1
-    return "".join(parts)
+    head, *rest = pieces
+    if not rest:
+        return head
+    return head + "".join(f"(?>[^/]*?{piece})" for piece in rest[:-1]) + "[^/]*" + rest[-1]
 
 
 def _bracket(level: str, start: int) -> tuple[str, int]:
@@ -106,7 +134,7 @@ def _bracket(level: str, start: int) -> tuple[str, int]:
     # The first character may be a closing bracket that is meant literally.
     end = level.find("]", at + 1)
     if end < 0:
-        raise ValueError(f"the [ in {level!r} is never closed within its level", "for a literal [ write [[]")
+        raise ValueError(f"the [ in {shown(level)} is never closed within its level", "for a literal [ write [[]")
     items: list[str] = []
     while at < end:
         if at + 2 < end and level[at + 1] == "-":

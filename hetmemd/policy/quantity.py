@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hetmemd.policy.faults import shown
+
 _BYTES = {
     "": 1,
     "B": 1,
@@ -12,6 +14,8 @@ _BYTES = {
 }
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
+_MOST_DIGITS = 40
+"""No quantity needs more, and with more int() and float() know limits of their own."""
 LARGEST = (1 << 63) - 1
 
 
@@ -21,7 +25,9 @@ def _scaled(text: str, units: dict[str, int] | dict[str, float], example: str) -
         raise ValueError(f"write it like {example}")
     number, unit = match.groups()
     if unit not in units:
-        raise ValueError(f"there is no unit {unit!r}: write it like {example}")
+        raise ValueError(f"there is no unit {shown(unit)}: write it like {example}")
+    if len(number) > _MOST_DIGITS:
+        raise ValueError("out of range")
     scale = units[unit]
     return int(number) * scale if "." not in number else float(number) * scale
 
@@ -60,7 +66,7 @@ def rate(value: str | int) -> int:
 
 def duration(value: str | float) -> float:
     """Seconds. `ValueError` says how to write it."""
-    found = float(value) if isinstance(value, (int, float)) else float(_scaled(value, _SECONDS, '"30s"'))
-    if not 0 <= found <= 1e9:
+    found = value if isinstance(value, (int, float)) else _scaled(value, _SECONDS, '"30s"')
+    if not 0 <= found <= 1e9:  # before float(), which has no room for every integer
         raise ValueError("out of range")
-    return found
+    return float(found)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetmemd.kernel.mempolicy import Flag, Mode
+from hetmemd.policy.document import LARGEST
 from hetmemd.policy.faults import Fault, printable
 from hetmemd.policy.language import KEYS
-from hetmemd.policy.parse import LARGEST, parse
+from hetmemd.policy.parse import parse
 from tests.unit.policy.given import policy, tables, toml
 
 PATH = "/etc/hetmemd.d/50-test.toml"
@@ -23,6 +24,9 @@ memory  = ["anon", "heap"]
 existing = "rebalance"
 rate    = "256MiB/s"
 """
+
+
+HUGE = int("9" * 400)
 
 
 def faults(text: str | bytes) -> list[str]:
@@ -130,7 +134,8 @@ rate = "256"
         (b"\xef\xbb\xbf[[policy]]", "byte order mark"),
         (b"#" * (LARGEST + 1), "larger than 1 MiB"),
         (b"x = " + b"[" * 100_000, "nested too deeply"),
-        (b"x = " + b"9" * 10_000, "not TOML"),
+        (b"\nx = " + b"9" * 5000, "f:2: not TOML: a number of thousands of digits"),
+        (b"\nx = " + b"9_" * 5000 + b"9", "f:2: not TOML: a number of thousands of digits"),
         (b"\n[" + b"a." * 400_000 + b"a]", "f:2: a key of more than 32 dotted parts"),
         (b"x = {" + b'"a" . ' * 150_000 + b"a = 1}", "f:1: a key of more than 32 dotted parts"),
         (b'[policy]\ncgroup = "/a"\n', "f:1: policy is a table, not an array of tables (write [[policy]])"),
@@ -215,6 +220,16 @@ def test_a_boolean_is_the_wrong_type_for_most_keys(key: str) -> None:
         ({"tolerance": "0.1"}, "is a string"),
         ({"min_region": "2 M"}, "no unit 'M'"),
         ({"min_age": "-1s"}, 'write it like "30s"'),
+        ({"min_age": HUGE}, "min_age is 999"),
+        ({"min_age": f"{HUGE}ms"}, "out of range"),
+        ({"min_age": float("inf")}, "out of range"),
+        ({"min_age": float("nan")}, "out of range"),
+        ({"tolerance": HUGE}, "from 0 to 1"),
+        ({"tolerance": float("inf")}, "from 0 to 1"),
+        ({"min_region": f"{HUGE}.0GiB"}, "out of range"),
+        ({"rate": f"{HUGE}.5GiB/s"}, "out of range"),
+        ({"rate": "9" * 5000 + "B/s"}, "out of range"),
+        ({"rate": "1" + "x" * 5000}, 'write it like "256MiB/s"'),
         ({"mode": None, "nodes": None, "confine": True}, "confine without nodes"),
         ({"mode": "default", "nodes": None, "confine": True}, "confine without nodes"),
         ({"mode": None}, "nodes without mode"),
@@ -225,6 +240,39 @@ def test_a_boolean_is_the_wrong_type_for_most_keys(key: str) -> None:
 )
 def test_faults_of_a_table(more: dict[str, object], says: str) -> None:
     assert says in one_fault(**more)
+
+
+@pytest.mark.parametrize("key", sorted(set(KEYS) - {"enabled", "confine", "cgroup"}))
+@pytest.mark.parametrize("form", ["{}", "[{}]", "{{ 0 = {} }}"])
+def test_a_number_that_python_does_not_write_in_decimal_is_a_fault(key: str, form: str) -> None:
+    text = '[[policy]]\ncgroup = "/a"\n' + f"{key} = " + form.format("0x" + "f" * 4000)
+    told = faults(text)
+    assert told and all(len(each) < 500 for each in told)
+
+
+def test_what_faults_quote_is_cut() -> None:
+    long = "x" * 100_000
+    text = f'''"{long}" = 1
+[[policy]]
+cgroup = "{long}"
+mode = "{long}"
+nodes = "{long}"
+weights = {{ "{long}" = 1 }}
+memory = ["!{long}"]
+rate = "1{long}/s"
+flags = ["{long}"]
+existing = "{long}"
+"{long}" = 1
+'''
+    told = faults(text)
+    assert len(told) == 10
+    assert max(map(len, told)) < 500
+
+
+def test_of_many_faults_the_first_are_told() -> None:
+    told = faults("".join(f"key{number} = 1\n" for number in range(5000)))
+    assert len(told) == 101
+    assert told[-1] == "f:101: after 100 faults the rest was not looked at"
 
 
 def test_a_tier_as_a_weights_key_needs_quotes() -> None:
@@ -258,10 +306,14 @@ def test_no_content_raises(data: bytes) -> None:
     assert not (found.tables and found.faults)
 
 
+UNITS = ["", ".0", ".0GiB", "GiB", "kB/s", ".5MiB/s", "ms", "h", ".1min"]
 VALUES = st.recursive(
     st.one_of(
         st.booleans().map(lambda value: str(value).lower()),
         st.integers(-(1 << 70), 1 << 70).map(str),
+        st.tuples(st.sampled_from(["", "-"]), st.integers(1, 5000)).map(lambda pair: pair[0] + "9" * pair[1]),
+        st.integers(1, 5000).map(lambda digits: "0x" + "f" * digits),
+        st.tuples(st.integers(1, 5000), st.sampled_from(UNITS)).map(lambda pair: f'"{"9" * pair[0]}{pair[1]}"'),
         st.floats().map(lambda value: str(value).replace("nan", "nan")),
         st.sampled_from(['"all"', '"0"', '"bind"', '"/a"', '"1MiB/s"', '"self"', "1979-05-27", '""', '"!"', '"["']),
     ),
@@ -280,4 +332,36 @@ def test_no_value_of_any_type_raises(values: dict[str, str]) -> None:
     text = "[[policy]]\n" + "\n".join(f"{key} = {value}" for key, value in values.items())
     found = parse(text.encode(), "f")
     assert len(found.tables) + bool(found.faults) == 1
-    assert all(1 <= fault.line <= len(values) + 1 for fault in found.faults)
+    assert all(1 <= fault.line <= len(values) + 1 and len(str(fault)) < 1000 for fault in found.faults)
+
+
+SIGNS = [
+    "[[policy]]",
+    "[policy]",
+    "[[policy.nodes]]",
+    "=",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ".",
+    '"',
+    "'",
+    '"""',
+    "\\",
+    "#",
+    "0x",
+    "1e400",
+    "nan",
+    "\\ud800",
+    "\\u0000",
+]
+PIECES = st.sampled_from([*SIGNS, "\n", "\r", "\0", "\x1f", "\u2028", "9" * 4301, *KEYS])
+
+
+@given(st.lists(PIECES | st.text(max_size=3) | VALUES, max_size=30).map("".join))
+def test_no_document_raises(text: str) -> None:
+    found = parse(text.encode("utf-8", "replace"), "f")
+    assert not (found.tables and found.faults)
+    assert all(fault.line >= 1 for fault in found.faults)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +63,7 @@ def test_patterns(text: str, matching: list[str], other: list[str]) -> None:
         ("/a\nb", "newline"),
         ("/sys/fs/cgroup/a", "not by its folder"),
         ("/sys/fs/cgroup", "not by its folder"),
+        ("/" + "a" * pattern.LONGEST, "longer than 4096"),
     ],
 )
 def test_what_is_no_pattern(text: str, says: str) -> None:
@@ -152,3 +157,41 @@ def test_M3_patterns_that_were_made_of_the_path_match(levels: list[str], data: s
     text, path = "/" + "/".join(globs), "/" + "/".join(levels)
     assert slow(globs, levels), "the reference itself"
     assert pattern.parse(text).matches(path)
+
+
+LIMIT = 30
+"""Seconds that turn what never ends into a failure; each of these takes milliseconds."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise AssertionError("it tries all ways")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "matches"),
+    [
+        ("/**" * 8 + "/x", "/a" * 60, False),
+        ("/**" * 8 + "/x", "/a" * 60 + "/x", True),
+        ("/**/a" * 20 + "/x", "/a" * 1000, False),
+        ("/**/a" * 20 + "/x", "/a" * 1000 + "/x", True),
+        ("/**" * 900 + "/x", "/a" * 2000, False),
+        ("/**" + "/a" * 1000 + "/b/**", "/a" * 2000 + "/c", False),
+        ("/" + "*a" * 60 + "*b", "/" + "a" * 255, False),
+        ("/" + "*a" * 60 + "*b", "/" + "a" * 254 + "b", True),
+        ("/**/" + "*a" * 60 + "*b/**/x", ("/" + "a" * 250) * 16, False),
+        ("/**/*" + "a?" * 120 + "b*/**", ("/" + "a" * 250) * 16, False),
+    ],
+)
+def test_no_name_of_a_cgroup_takes_long(text: str, path: str, matches: bool) -> None:
+    with limited():
+        assert pattern.parse(text).matches(path) == matches

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hetmemd.kernel.root import Root
-from hetmemd.policy import last_good
+from hetmemd.policy import last_good, parse
 from hetmemd.policy.language import DIRECTORIES
 from hetmemd.policy.library import Library, load
 from hetmemd.policy.resolve import CgroupFacts, resolve
@@ -135,6 +135,45 @@ def test_F2_the_last_good_version_holds_across_restarts(tmp_path: Path) -> None:
     assert library.files[0].state == "last-good" and library.files[0].faults
     effective = resolve({"/a": CgroupFacts()}, library, DRAM_CXL)["/a"]
     assert effective.rules == ("F2", "M1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"min_age = {'9' * 400}",
+        f"tolerance = {'9' * 400}",
+        f'min_region = "{"9" * 400}.0GiB"',
+        f"home_node = 0x{'f' * 4000}",
+        f"x = {'9' * 5000}",
+        "x = " + "[" * 10_000,
+    ],
+)
+def test_F2_no_content_disturbs_other_files(tmp_path: Path, content: str) -> None:
+    put(tmp_path, f"{ETC}/50.toml", policy("/a", "bind", "0") + content)
+    put(tmp_path, f"{ETC}/60.toml", OTHER)
+    library = load(Root(tmp_path), keep=True)
+    assert states(library) == {f"{ETC}/50.toml": "rejected", f"{ETC}/60.toml": "in-force"}
+
+
+def test_F2_a_fault_of_the_reader_is_one_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, f"{ETC}/50.toml", GOOD)
+    put(tmp_path, f"{ETC}/60.toml", OTHER)
+    good = load(Root(tmp_path), keep=True)
+
+    reader = parse.parse
+
+    def surprised(data: bytes, path: str) -> parse.Parsed:
+        if b"surprise" in data:
+            raise ZeroDivisionError
+        return reader(data, path)
+
+    put(tmp_path, f"{ETC}/50.toml", "surprise = 1")
+    monkeypatch.setattr("hetmemd.policy.library.parse", surprised)
+    found = load(Root(tmp_path), keep=True, previous=good)
+    assert states(found) == {f"{ETC}/50.toml": "last-good", f"{ETC}/60.toml": "in-force"}
+    assert "ZeroDivisionError" in str(found.files[0].faults[0])
+    put(tmp_path, f"{ETC}/70.toml", "surprise = 1")
+    assert states(load(Root(tmp_path), keep=True, previous=good))[f"{ETC}/70.toml"] == "rejected"
 
 
 def test_F2_the_copy_is_of_the_last_good_version_not_the_first(tmp_path: Path) -> None:
