@@ -29,6 +29,7 @@ from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory.budget import Budgets
+from hetmemd.policy import files
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import ThreadResult
 from hetmemd.report import journal
@@ -39,7 +40,7 @@ from hetmemd.report.snapshot import FileView
 from hetmemd.report.tally import Tally
 from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
-from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError
+from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError, UnsettledError
 from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint
 from hetmemd.watch.watcher import Watcher
 
@@ -47,6 +48,10 @@ log = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 """sysexits(3): trying again would not help, and the unit does not."""
+EX_TEMPFAIL = 75
+"""It would, and the unit does."""
+SETTLE_SECONDS = 2.0
+"""For settings that are being written when the daemon starts."""
 FIRST_SECONDS = 45.0
 """For the first scan, before the service calls itself ready all the same; the unit's limit is 90 s."""
 PUBLISH_SECONDS = 0.2
@@ -259,25 +264,38 @@ class Service:
 
     def _hang_up(self) -> None:
         self._notifier.reloading()
-        self._reload(forced=True)
-        self._engine.reload()
-        self._notifier.ready(self._line())
-        journal.reloaded()
+        try:
+            self._reload(forced=True)
+            self._engine.reload()
+            journal.reloaded()
+        finally:
+            # systemd waits for it, and ends a service that never says it.
+            self._notifier.ready(self._line())
 
     def _reload(self, forced: bool = False) -> None:
         """Settings again; what is broken keeps the old ones in force, and is said once for each version."""
         stamp = _stamp(self._root)
         if stamp != self._stamp or forced:
-            self._stamp = stamp
             try:
-                self._settings, before = settings.load(self._root), self._settings
+                found = settings.load(self._root)
+            except UnsettledError as error:
+                # The close that ends the write is seen by itself, and this version is not done with.
+                if forced:
+                    self._refuse(error)
+            except SettingsError as error:
+                self._stamp = stamp
+                self._refuse(error)
+            else:
+                self._stamp = stamp
+                self._settings, before = found, self._settings
                 self._tally.reload(True)
                 self._take_up(before)
-            except SettingsError as error:
-                self._tally.reload(False)
-                journal.settings_refused(error.faults)
         self._observe()
         self._hold_table(insist=forced)
+
+    def _refuse(self, error: SettingsError) -> None:
+        self._tally.reload(False)
+        journal.settings_refused(error.faults)
 
     def _take_up(self, before: Settings) -> None:
         """Put the settings to use that came in place of `before`."""
@@ -440,10 +458,22 @@ class Service:
 def _stamp(root: Root) -> tuple[int, ...]:
     """Tells one version of the settings file from another; empty where there is none."""
     try:
-        found = root.path(settings.PATH).stat()
+        found = root.path(files.follow(root, settings.PATH)).stat()
     except OSError:
         return ()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _settled(root: Root) -> Settings:
+    """The settings to start with. `SettingsError`; `UnsettledError` where somebody goes on writing them."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            return settings.load(root)
+        except UnsettledError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 async def _serve(root: Root, found: Settings) -> int:
@@ -459,8 +489,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Root(parser.parse_args(arguments).root)
     journal.set_up()
     try:
-        found = settings.load(root)
+        found = _settled(root)
         lock = instance.lock(root)
+    except UnsettledError as error:
+        print(f"hetmemd: {error}", file=sys.stderr)
+        return EX_TEMPFAIL
     except (SettingsError, instance.Taken) as error:
         print(f"hetmemd: {error}", file=sys.stderr)
         return EX_CONFIG

@@ -6,20 +6,16 @@ line: a daemon that ignored half of its settings would do something nobody asked
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hetmemd.kernel.root import Root
-from hetmemd.policy import nodes, pattern, quantity
+from hetmemd.policy import document, files, nodes, pattern, quantity
 from hetmemd.policy.effective import Handling
-from hetmemd.policy.faults import Fault, did_you_mean
+from hetmemd.policy.faults import Fault, did_you_mean, shown
 from hetmemd.policy.language import Weights
-from hetmemd.policy.locate import Place, line_of, locate
+from hetmemd.policy.locate import Place, line_of
 from hetmemd.policy.nodes import NodeSet
 from hetmemd.policy.pattern import Pattern
 
@@ -28,8 +24,8 @@ OBSERVE_FILES = ("/run/hetmemd/observe", "/var/lib/hetmemd/observe")
 """The kill switch without an editor: while one of these exists, nothing is applied or moved. The first ends with the
 boot, the second stays (`hetmemctl observe on`)."""
 
-_LARGEST = 1 << 20
-"""Bytes; a larger file is no settings file, and reading it would cost memory for nothing."""
+_MOST_FAULTS = 100
+"""Of one table: what has more is another file altogether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +86,37 @@ class SettingsError(Exception):
         self.faults = faults
 
 
+class UnsettledError(SettingsError):
+    """Somebody has the file open for writing, so that what can be read now may be half of it."""
+
+
 def load(root: Root, path: str = PATH) -> Settings:
-    """The settings in force. `SettingsError` where the file is there and cannot be read or is wrong."""
+    """The settings in force. `SettingsError` where the file is there and cannot be read or is wrong.
+
+    `UnsettledError`, one of these, where it is being written: what holds should hold on, as the kill switch may be in
+    the half that is not there yet.
+    """
     try:
-        data = _read(root, path)
-    except FileNotFoundError:
+        content = files.read(root, path)
+    except files.BeingWrittenError as error:
+        raise UnsettledError((Fault(path, 1, str(error)),)) from None
+    except files.UnreadableError as error:
+        raise SettingsError((Fault(path, 1, str(error)),)) from None
+    if content is None:
         return Settings()
-    except OSError as error:
-        raise SettingsError((Fault(path, 1, f"cannot be read: {error.strerror}"),)) from None
-    settings, faults = parse(data, path)
+    settings, faults = parse(content.data, path)
     if faults:
         raise SettingsError(faults)
     return settings
 
 
 def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
-    """Settings, and every fault of the file; with faults the settings hold what could be understood."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Settings(), (Fault(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8"),)
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        place = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = int(place[1]) if place else text.count("\n") + 1
-        message = re.sub(r" \(at [^)]*\)$", "", str(error))
-        return Settings(), (Fault(path, line, f"is not TOML: {message[:1].lower()}{message[1:]}"),)
+    """Settings, and every fault of the file; with faults the settings hold what could be understood. Never raises."""
+    found = document.read(data, path)
+    if isinstance(found, Fault):
+        return Settings(), (found,)
+    table, lines = found.content, found.lines
     faults: list[Fault] = []
-    lines = locate(text)
     values = _values(table, _KEYS, (), path, lines, faults)
     handling = _values(table.get("defaults", {}), _HANDLING, ("defaults",), path, lines, faults)
     kernel = _values(table.get("kernel", {}), _KERNEL, ("kernel",), path, lines, faults)
@@ -130,23 +128,6 @@ def parse(data: bytes, path: str = PATH) -> tuple[Settings, tuple[Fault, ...]]:
         **values, defaults=Handling(**handling), kernel=Kernel(**kernel), brakes=BrakeSettings(**brakes)
     )
     return settings, tuple(sorted(faults, key=lambda fault: fault.line))
-
-
-def _read(root: Root, path: str) -> bytes:
-    """The file's bytes. A FIFO or a device must not hang or feed the daemon for ever; /dev/null is an empty file."""
-    fd = os.open(root.name(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        found = os.fstat(fd)
-        if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3):
-            return b""
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(None, "not a regular file")
-        if found.st_size > _LARGEST:
-            raise OSError(None, f"larger than {_LARGEST >> 20} MiB")
-        with os.fdopen(os.dup(fd), "rb") as file:
-            return file.read(_LARGEST)
-    finally:
-        os.close(fd)
 
 
 Reader = Callable[[Any], Any]
@@ -168,9 +149,12 @@ def _values(
     values: dict[str, Any] = {}
     for key, value in table.items():
         line = line_of(lines, (*section, key))
+        if len(faults) >= _MOST_FAULTS:
+            faults.append(Fault(path, line, "after so many faults the rest was not looked at"))
+            break
         if key not in readers:
             where = f" in [{section[-1]}]" if section else ""
-            faults.append(Fault(path, line, f"unknown key {key!r}{where}", _hint(key, readers, section)))
+            faults.append(Fault(path, line, f"unknown key {shown(key)}{where}", _hint(key, readers, section)))
         elif reader := readers[key]:
             try:
                 values[key] = reader(value)
@@ -190,13 +174,13 @@ def _hint(key: str, readers: Mapping[str, Reader | None], section: Place) -> str
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f'a size such as "256MiB", not {value!r}')
+        raise ValueError(f'a size such as "256MiB", not {shown(value)}')
     return quantity.size(value)
 
 
 def _rate(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f'a rate such as "256MiB/s", not {value!r}')
+        raise ValueError(f'a rate such as "256MiB/s", not {shown(value)}')
     return quantity.rate(value)
 
 
@@ -210,10 +194,10 @@ def _burst(value: Any) -> int:
 def _seconds(low: float) -> Reader:
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError(f'a time such as "30s", not {value!r}')
+            raise ValueError(f'a time such as "30s", not {shown(value)}')
         seconds = quantity.duration(value)
         if not low <= seconds <= 86400:
-            raise ValueError(f"from {low:g} seconds to a day, not {value!r}")
+            raise ValueError(f"from {low:g} seconds to a day, not {shown(value)}")
         return seconds
 
     return read
@@ -221,13 +205,13 @@ def _seconds(low: float) -> Reader:
 
 def _fraction(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"a number from 0 to 1, not {value!r}")
+        raise ValueError(f"a number from 0 to 1, not {shown(value)}")
     return float(value)
 
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
-        raise ValueError(f"a whole number from 0 to 1000000, not {value!r}")
+        raise ValueError(f"a whole number from 0 to 1000000, not {shown(value)}")
     return value
 
 
@@ -239,11 +223,11 @@ def _stops(value: Any) -> int:
 
 def _executables(value: Any) -> tuple[Pattern, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ValueError(f'a list of paths, such as ["/usr/lib/jvm/**"], not {value!r}')
+        raise ValueError(f'a list of paths, such as ["/usr/lib/jvm/**"], not {shown(value)}')
     found = []
     for each in value:
         if not each.startswith("/"):
-            raise ValueError(f"a full path, which begins with /, not {each!r}")
+            raise ValueError(f"a full path, which begins with /, not {shown(each)}")
         try:
             found.append(pattern.parse(each))
         except ValueError as error:
@@ -253,17 +237,17 @@ def _executables(value: Any) -> tuple[Pattern, ...]:
 
 def _users(value: Any) -> tuple[str | int, ...]:
     if not isinstance(value, list):
-        raise ValueError(f'a list of names and uids, such as ["oracle", 1001], not {value!r}')
+        raise ValueError(f'a list of names and uids, such as ["oracle", 1001], not {shown(value)}')
     for each in value:
-        is_uid = isinstance(each, int) and not isinstance(each, bool) and each >= 0
+        is_uid = isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 1 << 32
         if not is_uid and not (isinstance(each, str) and each):
-            raise ValueError(f"a user's name or uid, not {each!r}")
+            raise ValueError(f"a user's name or uid, not {shown(each)}")
     return tuple(value)
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"true or false, not {value!r}")
+        raise ValueError(f"true or false, not {shown(value)}")
     return value
 
 
@@ -272,7 +256,7 @@ def _word(*words: str) -> Reader:
         if value not in words or not isinstance(value, str):
             near = did_you_mean(value, words) if isinstance(value, str) else ""
             wanted = ", ".join(f'"{word}"' for word in words)
-            raise ValueError(f"one of {wanted}, not {value!r}" + (f" ({near})" if near else ""))
+            raise ValueError(f"one of {wanted}, not {shown(value)}" + (f" ({near})" if near else ""))
         return value
 
     return read
@@ -284,15 +268,15 @@ def split_address(value: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f'an IPv6 address stands in brackets, as "[::1]:9797", not {value!r}')
-    if not colon or not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65535:
-        raise ValueError(f'HOST:PORT, such as "127.0.0.1:9797", not {value!r}')
+        raise ValueError(f'an IPv6 address stands in brackets, as "[::1]:9797", not {shown(value)}')
+    if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+        raise ValueError(f'HOST:PORT, such as "127.0.0.1:9797", not {shown(value)}')
     return host, int(port)
 
 
 def _listen(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'HOST:PORT in quotes, such as "127.0.0.1:9797", not {value!r}')
+        raise ValueError(f'HOST:PORT in quotes, such as "127.0.0.1:9797", not {shown(value)}')
     if value:
         split_address(value)
     return value
@@ -300,7 +284,7 @@ def _listen(value: Any) -> str:
 
 def _credential(value: Any) -> str:
     if not isinstance(value, str) or not value or (not value.startswith("/") and "/" in value):
-        raise ValueError(f"a full path, or the name of a systemd credential (no slash), not {value!r}")
+        raise ValueError(f"a full path, or the name of a systemd credential (no slash), not {shown(value)}")
     return value
 
 
@@ -308,11 +292,11 @@ def _weights(value: Any) -> Weights:
     if isinstance(value, str):
         return str(_word("leave", "bandwidth")(value))
     if not isinstance(value, dict) or not value:
-        raise ValueError(f'"leave", "bandwidth", or weights such as {{ 0 = 3, 1 = 1 }}, not {value!r}')
+        raise ValueError(f'"leave", "bandwidth", or weights such as {{ 0 = 3, 1 = 1 }}, not {shown(value)}')
     found: list[tuple[NodeSet, int]] = []
     for key, weight in value.items():
         if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= 255:
-            raise ValueError(f"the weight of {key!r} is a whole number from 1 to 255, not {weight!r}")
+            raise ValueError(f"the weight of {shown(key)} is a whole number from 1 to 255, not {shown(weight)}")
         try:
             found.append((nodes.parse(key), weight))
         except ValueError as error:

@@ -60,11 +60,15 @@ class Daemon:
     def socket(self) -> str:
         return str(self.folder / "run/hetmemd/control")
 
+    @property
+    def command(self) -> list[str]:
+        return [*self.prefix, sys.executable, "-m", "hetmemd.service", "--root", str(self.folder)]
+
     def start(self) -> None:
         with self.journal.open("a") as journal:
             said = self.journal.read_text().count(" works: ")
             self.popen = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "hetmemd.service", "--root", str(self.folder)],
+                self.command,
                 stderr=journal,
                 text=True,
             )

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from hetmemd import settings
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Handling
-from hetmemd.settings import BrakeSettings, Kernel, Settings, SettingsError
+from hetmemd.settings import BrakeSettings, Kernel, Settings, SettingsError, UnsettledError
 
 SHIPPED = Path(__file__).parents[2] / "etc/hetmemd.toml"
+
+
+HUGE = "9" * 400
 
 
 def write(root: Path, text: str | bytes) -> Root:
@@ -111,6 +114,15 @@ tls_key = "/k"
         ("[defaults]\ntolerance = 2", "from 0 to 1"),
         ("[defaults]\nlisen = 1", "did you mean 'listen'? That belongs above [defaults]"),
         ("[defaults]\nmode = 'bind'", "unknown key 'mode'"),
+        ("x = " + "9" * 5000, "a number of thousands of digits"),
+        ("rate = " + "0x" + "f" * 4000, "out of range"),
+        (f"scan_interval = {HUGE}", "out of range"),
+        (f"[defaults]\nmin_age = {HUGE}", "out of range"),
+        (f"[defaults]\ntolerance = {HUGE}", "from 0 to 1"),
+        (f'[defaults]\nmin_region = "{HUGE}.0GiB"', "out of range"),
+        (f"[brakes]\ndeny_users = [{HUGE}]", "uid"),
+        ("x = " + "[" * 10_000, "nested too deeply"),
+        (f'listen = ":{HUGE}"', "HOST:PORT"),
         ("kernel = 1", "write [kernel]"),
         ("[kernel]\nweight = 1", "did you mean 'weights'?"),
         ("[kernel]\nweights = 'bandwith'", "did you mean 'bandwidth'?"),
@@ -129,12 +141,12 @@ def test_wrong_values(line: str, said: str) -> None:
 
 
 def test_no_toml() -> None:
-    assert faults("listen = \n") == ["/etc/hetmemd.toml:1: is not TOML: invalid value"]
-    assert faults("listen = 'a'\n\nlisten = 'b'\n")[0].startswith("/etc/hetmemd.toml:3: is not TOML")
+    assert faults("listen = \n") == ["/etc/hetmemd.toml:1: not TOML: invalid value"]
+    assert faults("listen = 'a'\n\nlisten = 'b'\n")[0].startswith("/etc/hetmemd.toml:3: not TOML")
 
 
 def test_no_utf8() -> None:
-    assert faults(b"\n# caf\xe9\n") == ["/etc/hetmemd.toml:2: is not UTF-8"]
+    assert faults(b"\n# caf\xe9\n") == ["/etc/hetmemd.toml:2: byte 6 is not UTF-8 (TOML is always UTF-8)"]
 
 
 def test_the_kernels_weights() -> None:
@@ -193,16 +205,38 @@ def refused(root: Root) -> str:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "etc/hetmemd.toml").mkdir(parents=True)
-    assert refused(Root(tmp_path)) == "/etc/hetmemd.toml:1: cannot be read: not a regular file"
+    assert refused(Root(tmp_path)) == "/etc/hetmemd.toml:1: is a directory, not a file"
     (tmp_path / "etc/hetmemd.toml").rmdir()
     os.mkfifo(tmp_path / "etc/hetmemd.toml")
-    assert "not a regular file" in refused(Root(tmp_path))
+    assert "is a fifo, not a file" in refused(Root(tmp_path))
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path, b"")
     os.truncate(tmp_path / "etc/hetmemd.toml", 10 << 20)
     assert "larger than 1 MiB" in refused(root)
+
+
+def test_an_absolute_link_means_what_it_means_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "run/cfg").mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "run/cfg/h.toml").write_text("observe = true\n")
+    (tmp_path / "etc/hetmemd.toml").symlink_to("/run/cfg/h.toml")
+    assert settings.load(Root(tmp_path)).observe
+    (tmp_path / "run/cfg/h.toml").unlink()
+    assert "leads nowhere" in refused(Root(tmp_path))
+
+
+def test_what_is_being_written_is_not_read(tmp_path: Path) -> None:
+    """The kill switch may be in the half that is not there yet."""
+    write(tmp_path, 'listen = ""\nobserve = true\n')
+    with (tmp_path / "etc/hetmemd.toml").open("w") as file:
+        file.write('listen = ""\n')
+        file.flush()
+        with pytest.raises(UnsettledError, match="is open for writing"):
+            settings.load(Root(tmp_path))
+        file.write("observe = true\n")
+    assert settings.load(Root(tmp_path)).observe
 
 
 def test_a_link_to_dev_null_is_an_empty_file(tmp_path: Path) -> None:
@@ -216,6 +250,20 @@ def test_no_content_is_a_crash(data: bytes) -> None:
     found, wrong = settings.parse(data)
     assert isinstance(found, Settings)
     assert all(fault.line >= 1 and fault.message for fault in wrong)
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 4000, HUGE, f"[{HUGE}]", f"{{ 0 = 0x{'f' * 4000} }}"])
+def test_a_huge_number_is_a_fault_under_every_key(number: str) -> None:
+    for known, section in ((Settings, ""), (Kernel, "[kernel]"), (BrakeSettings, "[brakes]"), (Handling, "[defaults]")):
+        for field in dataclasses.fields(known):
+            told = faults(f"{section}\n{field.name} = {number}\n")
+            assert told and all(len(each) < 500 for each in told), field.name
+
+
+def test_of_many_faults_the_first_are_told() -> None:
+    told = faults("".join(f"key{number} = 1\n" for number in range(5000)))
+    assert len(told) == 101
+    assert told[-1] == "/etc/hetmemd.toml:101: after so many faults the rest was not looked at"
 
 
 @given(

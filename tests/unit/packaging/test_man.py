@@ -143,7 +143,13 @@ def test_every_verb_and_option_of_hetmemctl() -> None:
 
 def test_exit_statuses() -> None:
     assert items(section("hetmemctl.1", "EXIT STATUS")) == {"0", "1", "2", "3"}
-    assert items(section("hetmemd.8", "EXIT STATUS")) == {"0", "1", "2", str(service.EX_CONFIG)}
+    assert items(section("hetmemd.8", "EXIT STATUS")) == {
+        "0",
+        "1",
+        "2",
+        str(service.EX_TEMPFAIL),
+        str(service.EX_CONFIG),
+    }
 
 
 def test_every_option_and_setting_of_the_daemon(capsys: pytest.CaptureFixture[str]) -> None:
