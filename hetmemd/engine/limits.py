@@ -35,6 +35,9 @@ def _machine(machine: Machine) -> Iterator[str]:
 
 
 def _calls(reasons: Collection[str]) -> Iterator[str]:
+    if not libc.MOVES:
+        yield "this architecture's numbers of system calls are not known here: no policy is set, and no page is moved"
+        return
     for reason, what in MOVING_ONLY.items():
         if reason in reasons or (reason == "architecture" and not libc.SUPPORTED):
             yield f"{what}: policies are not set, and pages are moved to where they belong"

@@ -43,7 +43,7 @@ ALL = Features()
 @lru_cache(maxsize=1)
 def probe() -> Features:
     """Of this kernel, on a scratch page of this process. Asked once: a kernel does not change while it runs."""
-    if not libc.SUPPORTED:
+    if not libc.MOVES:
         return ALL
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     view = ctypes.c_char.from_buffer(page)

@@ -1,4 +1,4 @@
-"""The one door to raw syscalls: `syscall(2)` by ctypes, with errno turned into `OSError`. x86-64 numbers only."""
+"""The one door to raw syscalls: `syscall(2)` by ctypes, with errno turned into `OSError`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,39 @@ import ctypes
 import errno
 import os
 import platform
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
-SUPPORTED = platform.machine() == "x86_64"
-"""Numbers below are those of arch/x86/entry/syscalls/syscall_64.tbl."""
 
-MBIND = 237
-MOVE_PAGES = 279
-GET_ROBUST_LIST = 274
-KCMP = 312
-SET_MEMPOLICY_HOME_NODE = 450
+class Numbers(NamedTuple):
+    """Of the syscalls that glibc has no function for."""
+
+    mbind: int
+    move_pages: int
+    get_robust_list: int
+    kcmp: int
+    set_mempolicy_home_node: int
+
+
+NUMBERS: Mapping[str, Numbers] = {
+    "x86_64": Numbers(237, 279, 274, 312, 450),  # arch/x86/entry/syscalls/syscall_64.tbl
+    "aarch64": Numbers(235, 239, 100, 272, 450),  # include/uapi/asm-generic/unistd.h
+}
+"""By `uname -m`."""
+_NONE = Numbers(*[-1] * len(Numbers._fields))
+"""The kernel answers ENOSYS."""
+
+_MACHINE = platform.machine()
+SUPPORTED = _MACHINE == "x86_64"
+"""Whether calls can be made in other tasks (`remote.x86_64`)."""
+MOVES = _MACHINE in NUMBERS
+"""Whether pages can be found and moved."""
+
+MBIND, MOVE_PAGES, GET_ROBUST_LIST, KCMP, SET_MEMPOLICY_HOME_NODE = NUMBERS.get(_MACHINE, _NONE)
 
 
 def syscall(number: int, *arguments: Any, about: str | None = None) -> int:

@@ -77,7 +77,7 @@ class Tracer:
     async def start(self) -> None:
         """Have the tracer process ready, so that the first act need not wait for an interpreter to start."""
         async with self._turn:
-            if self._connection is None:
+            if self._connection is None and libc.SUPPORTED:
                 with contextlib.suppress(_Died):
                     await self._start()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from hetmemd.engine.limits import MOVING_ONLY, limitations
+from hetmemd.kernel import libc
 from hetmemd.kernel.features import ALL, Features
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.machine.topology import Machine, Node
@@ -55,6 +58,20 @@ def test_L5_weights_that_differ_from_the_kernels_table() -> None:
     (said,) = limitations(other, [THREE_TO_ONE], [])
     assert "node 0-1: 1" in said and "are moved to the policy's" in said
     assert limitations(other, [Placement(THREE_TO_ONE.mempolicy, {0: 2, 1: 2})], []) == []
+
+
+@pytest.mark.parametrize(
+    ("calls", "moves", "says"),
+    [
+        (False, True, "policies are not set, and pages are moved to where they belong"),
+        (False, False, "no policy is set, and no page is moved"),
+    ],
+)
+def test_L5_other_architectures(monkeypatch: pytest.MonkeyPatch, calls: bool, moves: bool, says: str) -> None:
+    monkeypatch.setattr(libc, "SUPPORTED", calls)
+    monkeypatch.setattr(libc, "MOVES", moves)
+    (said,) = limitations(ABLE, [], ["architecture"])
+    assert says in said and "architecture" in said
 
 
 def test_L5_no_right_to_call_means_moving_only() -> None:
