@@ -15,7 +15,7 @@ from hetmemd.policy.faults import Caution, Fault
 from hetmemd.policy.language import Table
 from hetmemd.policy.library import Library, PolicyFile
 from hetmemd.policy.locate import Place, line_of, locate
-from hetmemd.policy.matching import Matcher
+from hetmemd.policy.matching import Matcher, Reach
 from hetmemd.policy.parse import parse
 from hetmemd.policy.placing import Confines
 
@@ -138,11 +138,11 @@ def _about_matching(
     if cgroups is None:
         return
     matcher = Matcher(tables)
-    reached: dict[str, frozenset[int]] = {}
+    reached: dict[str, Reach] = {}
     winners: set[tuple[str, int]] = set()
     lost: dict[tuple[str, int], str] = {}
     for path in cgroups:
-        above = frozenset() if path == "/" else reached[path.rpartition("/")[0] or "/"]
+        above = None if path == "/" else reached[path.rpartition("/")[0] or "/"]
         match = matcher.match(path, above)
         reached[path] = match.reached
         if match.own is not None:

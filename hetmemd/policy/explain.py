@@ -8,9 +8,13 @@ from typing import Any
 from hetmemd.kernel.mempolicy import NO_FLAGS, Flag, Mode
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
-from hetmemd.policy import language, library, surroundings
+from hetmemd.policy import language, library, pattern, surroundings
 from hetmemd.policy.effective import Effective, Handling, Placement, Source
+from hetmemd.policy.faults import shown
 from hetmemd.policy.resolve import resolve
+
+MOST_LEVELS = 256
+"""Of a cgroup that is asked for by name."""
 
 
 def answer(effective: Effective) -> dict[str, Any]:
@@ -50,11 +54,23 @@ def offline(root: Root, cgroup: str, defaults: Handling | None = None) -> dict[s
 def cgroup_path(text: str) -> str:
     """`/a/b` from what a person types: a trailing slash is dropped. `ValueError` where it is no such path."""
     if not text.startswith("/"):
-        raise ValueError(f"a cgroup is named by its path below the cgroup root, which begins with /, not {text!r}")
-    levels = text.rstrip("/").split("/")[1:]
+        raise ValueError(f"a cgroup is named by its path below the cgroup root, which begins with /, not {shown(text)}")
+    path = text.rstrip("/")
+    if why := beyond(path):
+        raise ValueError(why)
+    levels = path.split("/")[1:]
     if any(level in ("", ".", "..") for level in levels):
-        raise ValueError(f"not a path of a cgroup: {text!r}")
+        raise ValueError(f"not a path of a cgroup: {shown(text)}")
     return "/" + "/".join(levels)
+
+
+def beyond(path: str) -> str:
+    """Why no policy is looked for there, in words: every level above has its own. Empty where it is."""
+    if len(path) > pattern.LONGEST:
+        return f"the path of a cgroup has no more than {pattern.LONGEST} characters, and this has {len(path)}"
+    if (levels := path.count("/")) > MOST_LEVELS:
+        return f"a cgroup is looked up to {MOST_LEVELS} levels deep, and this is at {levels}"
+    return ""
 
 
 def _placement(placement: Placement | None) -> dict[str, Any]:

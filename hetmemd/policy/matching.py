@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetmemd.policy.effective import Loser
 from hetmemd.policy.language import Table
+from hetmemd.policy.pattern import START, names
+
+_TOPMOST = "** makes an own policy only for the topmost cgroup that it matches (M3)"
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the matching of a cgroup leaves to those below it."""
+
+    topmost: frozenset[int]
+    """Indices of the `**` tables that match here or above: below, they make no own policy any more."""
+    states: tuple[int, ...]
+    """Of the patterns with `**` (`Pattern.step`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +30,7 @@ class Match:
 
     own: Table | None
     losers: tuple[Loser, ...]
-    reached: frozenset[int]
-    """Indices of the `**` tables that match here or above: below, they make no own policy any more."""
+    reached: Reach
     is_masked: bool
     """A table of a masked file would have matched (F1)."""
 
@@ -38,40 +51,66 @@ class Matcher:
         ordered.sort(key=_precedence)
         self._tables = ordered
         self._masked = list(masked)
-        self._why: dict[tuple[int, int], Loser] = {}
+        patterns = [table.pattern for table in (*ordered, *(table for table, _ in self._masked))]
+        self._deep = [pattern for pattern in patterns if pattern.is_topmost]
+        places = itertools.count()
+        self._places = [next(places) if pattern.is_topmost else -1 for pattern in patterns]
+        """Of each table, and then of each masked one: which of `_deep` its pattern is."""
+        self._losers: dict[tuple[int, int | str], Loser] = {}
 
-    def match(self, path: str, above: frozenset[int]) -> Match:
-        """What matches the cgroup `path`, whose parent's `reached` is `above`."""
+    def match(self, path: str, above: Reach | None) -> Match:
+        """What matches the cgroup `path`, whose parent's `reached` is `above`; None where no parent was asked for."""
+        states = self._states(path, above)
+        topmost = above.topmost if above else frozenset()
         own: Table | None = None
         own_index = -1
         losers: list[Loser] = []
         reached: list[int] = []
         for index, table in enumerate(self._tables):
-            pattern = table.pattern
-            if not pattern.matches(path):
+            if not self._matches(index, table, path, states):
                 continue
-            if pattern.is_topmost:
-                if index in above:
-                    why = "** makes an own policy only for the topmost cgroup that it matches (M3)"
-                    losers.append(Loser(table.file, table.line, why))
+            if table.pattern.is_topmost:
+                if index in topmost:
+                    losers.append(self._loser(index, _TOPMOST))
                     continue
                 reached.append(index)
             if not table.enabled:
-                losers.append(Loser(table.file, table.line, "switched off: enabled = false"))
+                losers.append(self._loser(index, "switched off: enabled = false"))
             elif own is None:
                 own, own_index = table, index
             else:
-                losers.append(self._lost(index, own_index))
-        masked = [(table, by) for table, by in self._masked if table.pattern.matches(path)]
-        losers += [Loser(table.file, table.line, f"the file is masked by {by} (F1)") for table, by in masked]
-        return Match(own, tuple(losers), above.union(reached) if reached else above, bool(masked))
+                losers.append(self._loser(index, own_index))
+        masked = [
+            Loser(table.file, table.line, f"the file is masked by {by} (F1)")
+            for index, (table, by) in enumerate(self._masked, len(self._tables))
+            if self._matches(index, table, path, states)
+        ]
+        beneath = Reach(topmost.union(reached) if reached else topmost, states)
+        return Match(own, (*losers, *masked), beneath, bool(masked))
 
-    def _lost(self, loser_index: int, winner_index: int) -> Loser:
-        key = (loser_index, winner_index)
-        if key not in self._why:
-            loser, winner = self._tables[loser_index], self._tables[winner_index]
-            self._why[key] = Loser(loser.file, loser.line, _reason(loser, winner))
-        return self._why[key]
+    def _states(self, path: str, above: Reach | None) -> tuple[int, ...]:
+        if above is None:
+            states = (START,) * len(self._deep)
+            for name in names(path):
+                states = self._step(states, name)
+            return states
+        return self._step(above.states, path.rpartition("/")[2])
+
+    def _step(self, states: tuple[int, ...], name: str) -> tuple[int, ...]:
+        return tuple(state and pattern.step(state, name) for pattern, state in zip(self._deep, states, strict=True))
+
+    def _matches(self, index: int, table: Table, path: str, states: tuple[int, ...]) -> bool:
+        place = self._places[index]
+        return table.pattern.matches(path) if place < 0 else table.pattern.accepts(states[place])
+
+    def _loser(self, index: int, why: int | str) -> Loser:
+        """A table that does not hold, by its index, and why: in words, or which table does. Made once."""
+        key = (index, why)
+        if key not in self._losers:
+            loser = self._tables[index]
+            said = why if isinstance(why, str) else _reason(loser, self._tables[why])
+            self._losers[key] = Loser(loser.file, loser.line, said)
+        return self._losers[key]
 
 
 def _reason(loser: Table, winner: Table) -> str:

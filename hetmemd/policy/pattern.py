@@ -17,9 +17,17 @@ _GLOB = re.compile(r"[*?\[]")
 _MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
 
 
+START = 1
+"""The state of `Pattern.step` at the root."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One checked pattern. Made by `parse`."""
+    """One checked pattern. Made by `parse`.
+
+    A path is matched level by level, so that what was found out for a cgroup serves all that are below it, and no name
+    that a user makes up takes long.
+    """
 
     text: str
     prefix: str
@@ -27,13 +35,41 @@ class Pattern:
     is_exact: bool
     is_topmost: bool
     """Has `**`: makes an own policy only for the topmost cgroup that it matches on a path (M3)."""
-    _regex: re.Pattern[str] = field(repr=False, compare=False)
+    _levels: tuple[re.Pattern[str] | None, ...] = field(repr=False, compare=False)
+    """None for `**`."""
+    _deep: int = field(repr=False, compare=False)
+    """A bit for each level that is `**`."""
 
     def matches(self, path: str) -> bool:
         """Whether the pattern stands for this cgroup, `/a/b`; `**` matches at every depth here."""
         if self.is_exact:
             return path == self.text
-        return path.startswith(self.prefix) and self._regex.fullmatch(path) is not None
+        if not path.startswith(self.prefix) or not (self.is_topmost or path.count("/") == len(self._levels)):
+            return False
+        state = START
+        for name in names(path):
+            state = self.step(state, name)
+        return self.accepts(state)
+
+    def step(self, state: int, name: str) -> int:
+        """The state of a cgroup, from that of the one that it is in. 0: nothing matches there or below.
+
+        Bit N: the first N levels of the pattern stand for the whole path so far, in one way at least.
+        """
+        if not name:
+            return 0
+        found = (state & self._deep) << 1 | state & self._deep << 1
+        left = state & (1 << len(self._levels)) - 1 & ~self._deep
+        while left:
+            bit = left & -left
+            level = self._levels[bit.bit_length() - 1]
+            if level is not None and level.fullmatch(name):
+                found |= bit << 1
+            left ^= bit
+        return found
+
+    def accepts(self, state: int) -> bool:
+        return state >> len(self._levels) & 1 == 1
 
     @property
     def specificity(self) -> tuple[bool, int, int]:
@@ -58,10 +94,16 @@ def parse(text: str) -> Pattern:
     for level in levels:
         if level in ("", ".", ".."):
             raise ValueError(f"a level of the path is {shown(level)}", "write every level once, by its name")
-    regex = _path(levels) or "/"
     glob = _GLOB.search(text)
     prefix = text[: glob.start()] if glob else text
-    return Pattern(text, prefix, glob is None, "**" in levels, re.compile(regex, re.DOTALL))
+    made = tuple(None if level == "**" else re.compile(_level(level), re.DOTALL) for level in levels)
+    deep = sum(1 << place for place, level in enumerate(levels) if level == "**")
+    return Pattern(text, prefix, glob is None, deep != 0, made, deep)
+
+
+def names(path: str) -> list[str]:
+    """The levels of a path; the root has none."""
+    return [] if path == "/" else path[1:].split("/")
 
 
 def _rooted(text: str) -> str:
@@ -78,31 +120,14 @@ def _mount(path: str) -> str:
     return next((mount for mount in _MOUNTS if path == mount or path.startswith(mount + "/")), "")
 
 
-def _path(levels: list[str]) -> str:
-    """The regular expression for whole paths. Users name cgroups, so it must not matter how: no name takes longer than
-    the length of the path times that of the pattern.
-
-    That is what the atomic groups are for. Between two `**` stand levels of a fixed number, between two `*` of a level
-    characters of a fixed number: what comes after is best served by the first place where they fit, so that no other
-    needs to be tried, and none is.
-    """
-    runs = [""]
-    for level in levels:
-        if level == "**":
-            runs.append("")
-        else:
-            runs[-1] += "/" + _level(level)
-    head, *deep = runs
-    if not deep:
-        return head
-    between = "".join(f"(?>(?:/[^/]+)+?{run}(?=/))" for run in deep[:-1])
-    return f"{head}{between}(?:/[^/]+)+{deep[-1]}"
-
-
 def _level(level: str) -> str:
-    """The regular expression for one level."""
+    """The regular expression for one level.
+
+    Between two `*` stand characters of a fixed number: what comes after is best served by the first place where they
+    fit. So no other is tried (the groups are atomic), and the time is the product of the lengths at most.
+    """
     if level == "*":
-        return "[^/]+"  # the root is no level with an empty name
+        return ".+"
     if "**" in level:
         raise ValueError(f"** stands for whole levels, not for a part of {shown(level)}", "write * or /**/")
     pieces = [""]
@@ -112,7 +137,7 @@ def _level(level: str) -> str:
         if character == "*":
             pieces.append("")
         elif character == "?":
-            pieces[-1] += "[^/]"
+            pieces[-1] += "."
         elif character == "[":
             part, at = _bracket(level, at)
             pieces[-1] += part
@@ -123,7 +148,7 @@ def _level(level: str) -> str:
     head, *rest = pieces
     if not rest:
         return head
-    return head + "".join(f"(?>[^/]*?{piece})" for piece in rest[:-1]) + "[^/]*" + rest[-1]
+    return head + "".join(f"(?>.*?{piece})" for piece in rest[:-1]) + ".*" + rest[-1]
 
 
 def _bracket(level: str, start: int) -> tuple[str, int]:
@@ -146,6 +171,4 @@ def _bracket(level: str, start: int) -> tuple[str, int]:
         else:
             items.append(re.escape(level[at]))
             at += 1
-    body = "".join(items)
-    # A negated class would match a slash; levels have none, but the expression runs over whole paths.
-    return (f"[^/{body}]" if negated else f"(?!/)[{body}]"), end + 1
+    return f"[{'^' if negated else ''}{''.join(items)}]", end + 1

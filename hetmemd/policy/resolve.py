@@ -17,7 +17,7 @@ from hetmemd.policy import placing
 from hetmemd.policy.effective import Bucket, Effective, Handling, Placement, Source
 from hetmemd.policy.language import RATE_KEYS, Request, Table
 from hetmemd.policy.library import Library
-from hetmemd.policy.matching import Match, Matcher
+from hetmemd.policy.matching import Match, Matcher, Reach
 from hetmemd.policy.placing import Confines, Placed
 
 
@@ -70,7 +70,8 @@ class _Handed:
     shown_rates: Mapping[str, Any]
     wall: _Wall | None
     buckets: tuple[Bucket, ...]
-    reached: frozenset[int]
+    reached: Reach | None
+    """None at the top, above the root."""
     confines: Confines
     skips: bool
     """Some cgroup above kept its policy from its children."""
@@ -111,7 +112,7 @@ class _Resolution:
         self._defaults = defaults
         self._cgroups: dict[str, _Cgroup] = {}
         self._placed: dict[tuple[int, Confines, frozenset[int] | None], Placed | str] = {}
-        self._top = _Handed(None, {}, {}, None, (), frozenset(), Confines(), False)
+        self._top = _Handed(None, {}, {}, None, (), None, Confines(), False)
 
     def effective(self, path: str) -> Effective:
         return self._cgroup(path).effective(self)

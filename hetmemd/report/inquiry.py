@@ -5,6 +5,7 @@ passed on, for root alone."""
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from asyncvarlink.serviceinterface import InvalidParameter, PermissionDenied
 from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Effective
+from hetmemd.policy.explain import beyond
 from hetmemd.report import answers
 from hetmemd.report.interface import Failed, Interface, NoSuchCgroup, NoSuchProcess, NotReady
 from hetmemd.report.publish import Publisher
@@ -25,6 +27,9 @@ from hetmemd.report.snapshot import Snapshot
 
 Resolve = Callable[[str], Effective | None]
 """The effective policy of a cgroup that the snapshot does not hold; None where there is no such cgroup."""
+
+Charge = Callable[[int, float], None]
+"""Told of work in the loop: whose, and how many seconds."""
 
 CALLER: ContextVar[int] = ContextVar("uid of the caller", default=-1)
 """Set by whoever passes a call on."""
@@ -47,8 +52,14 @@ class Inquiry(Interface):
     """Memory policies of cgroups: what holds and why."""
 
     def __init__(
-        self, publisher: Publisher, root: Root, resolve: Resolve | None = None, orders: Orders | None = None
+        self,
+        publisher: Publisher,
+        root: Root,
+        resolve: Resolve | None = None,
+        orders: Orders | None = None,
+        charge: Charge = lambda uid, seconds: None,
     ) -> None:
+        self._charge = charge
         self._publisher = publisher
         self._orders = orders
         self._root = root
@@ -73,13 +84,23 @@ class Inquiry(Interface):
             kernel = await self._kernel(pid)
             cgroup = kernel.pop("cgroup")
         assert cgroup is not None
-        cgroup = "/" + cgroup.strip("/")
+        begin = time.perf_counter()
+        try:
+            told = self._explain(snapshot, "/" + cgroup.strip("/"), pid)
+        finally:
+            self._charge(CALLER.get(), time.perf_counter() - begin)
+        return told if kernel is None else {**told, "pid": pid, "kernel": kernel}
+
+    def _explain(self, snapshot: Snapshot, cgroup: str, pid: int | None) -> dict[str, Any]:
         view = next((view for view in snapshot.cgroups if view.effective.cgroup == cgroup), None)
-        effective = view.effective if view else self._resolve(cgroup) if self._resolve else None
+        effective = view.effective if view else None
+        if effective is None and self._resolve is not None:
+            if why := beyond(cgroup):
+                raise Failed(why=why)
+            effective = self._resolve(cgroup)
         if effective is None:
             raise NoSuchCgroup(cgroup=cgroup)
-        told = answers.explain(effective, view, pid)
-        return told if kernel is None else {**told, "pid": pid, "kernel": kernel}
+        return answers.explain(effective, view, pid)
 
     @varlinkmethod(return_parameter="files", allow_foreign=True)
     async def Check(self) -> Any:

@@ -4,8 +4,8 @@ Most of its methods only read, and what they tell is no secret on a machine wher
 everybody may connect (0666). What changes something asks for uid 0, by SO_PEERCRED.
 
 Nobody who connects can hold up the loop: reads are small, a connection has one call at a time, whose reply must be
-taken before the next is looked at, users other than root have a number of connections and calls each, and what is
-slow to read from /proc is read in threads.
+taken before the next is looked at, users other than root have a number of connections and calls each and wait for the
+time that their calls take of the loop, and what is slow to read from /proc is read in threads.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Control:
         something."""
         root = root or Root()
         self._path = root.name(path)
-        self._inquiry = Inquiry(publisher, root, resolve, orders)
+        self._inquiry = Inquiry(publisher, root, resolve, orders, self.charge)
         self.registry = VarlinkInterfaceRegistry()
         self.registry.register_interface(self._inquiry)
         self.registry.register_interface(
@@ -213,7 +213,7 @@ class Control:
         return at - now
 
     def charge(self, uid: int, seconds: float) -> None:
-        """A reply kept the loop for that long, since JSON is written there: its user may ask again that much later."""
+        """A call kept the loop for that long, with its answer or with JSON: its user may ask again that much later."""
         if uid in self._next_call:
             self._next_call[uid] += CHARGE * seconds
 
@@ -223,8 +223,9 @@ class Control:
 
     def forget(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)
-        if not any(other.uid == connection.uid for other in self._connections):
-            self._next_call.pop(connection.uid, None)
+        # Who hangs up and comes again stands in the same line.
+        here, now = {other.uid for other in self._connections}, self._loop.time()
+        self._next_call = {uid: at for uid, at in self._next_call.items() if uid in here or at > now}
 
     def _accept(self) -> None:
         assert self._socket is not None

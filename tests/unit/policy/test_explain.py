@@ -145,3 +145,20 @@ def test_what_is_no_cgroup(text: str) -> None:
 @pytest.mark.parametrize(("text", "path"), [("/", "/"), ("/a/", "/a"), ("/a/b", "/a/b")])
 def test_paths_as_people_type_them(text: str, path: str) -> None:
     assert explain.cgroup_path(text) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/a" * (explain.MOST_LEVELS + 1), "levels deep"),
+        ("/" + "a" * 5000, "4096 characters"),
+        ("a", "begins with /"),
+        ("/a/../b", "not a path"),
+        ("x" * 100_000, "begins with /"),
+    ],
+)
+def test_what_is_no_path_of_a_cgroup_is_refused(path: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        explain.cgroup_path(path)
+    assert len(str(error.value)) < 500
+    assert explain.cgroup_path("/a" * explain.MOST_LEVELS + "/") == "/a" * explain.MOST_LEVELS

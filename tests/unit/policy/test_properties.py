@@ -16,8 +16,6 @@ from hetmemd.policy.resolve import CgroupFacts, resolve
 from tests.unit.policy.given import above, policy, tables
 from tests.unit.policy.scenarios import Scenario, rivals, scenarios, texts
 
-NOTHING: frozenset[int] = frozenset()
-
 
 @given(scenarios(), st.randoms(use_true_random=False))
 def test_F1_the_order_in_which_files_come_does_not_matter(scenario: Scenario, order: random.Random) -> None:
@@ -260,7 +258,7 @@ def test_M1_M3_the_choice_is_a_total_order(scenario: Scenario) -> None:
         for table in matching:
             assert strongest is not None
             for both in ([strongest, table], [table, strongest]):
-                assert Matcher(both).match(path, NOTHING).own is strongest
+                assert Matcher(both).match(path, None).own is strongest
     places = [_strength(table) for table in scenario.tables]
     assert len(set(places)) == len(places), "no two are equal"
 

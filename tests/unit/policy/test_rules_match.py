@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hetmemd.policy.pattern import Pattern
 from hetmemd.policy.resolve import CgroupFacts, resolve
 from tests.unit.policy.given import DRAM_CXL, mode_of, nodes_of, policy, resolved, tables
 
@@ -82,3 +83,24 @@ def test_a_table_that_is_switched_off_is_shown_and_does_nothing() -> None:
     effective = resolved("/a", given)
     assert nodes_of(effective) == {1}
     assert [loser.why for loser in effective.losers] == ["switched off: enabled = false"]
+
+
+def test_M3_the_work_for_a_path_grows_with_its_levels_and_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users make cgroups as deep as they like."""
+    steps = 0
+    step = Pattern.step
+
+    def counted(self: Pattern, state: int, name: str) -> int:
+        nonlocal steps
+        steps += 1
+        return step(self, state, name)
+
+    monkeypatch.setattr(Pattern, "step", counted)
+    given = tables(policy("/**/x") + policy("/a/**", nodes="0") + policy("/b/**"))
+    needed = []
+    for levels in (100, 200):
+        steps = 0
+        path = "/a" * levels
+        assert nodes_of(resolve({}, given, DRAM_CXL, only=[path])[path]) == {0}
+        needed.append(steps)
+    assert needed[1] - needed[0] == 2 * 100, "/b/** is not asked any more"

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,8 +20,9 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from hetmemd.kernel.root import Root
 from hetmemd.policy.effective import Effective, Handling
+from hetmemd.policy.explain import MOST_LEVELS
 from hetmemd.report import SOCKET, answers, varlink
-from hetmemd.report.interface import Interface, NoSuchCgroup, NoSuchProcess, NotReady
+from hetmemd.report.interface import Failed, Interface, NoSuchCgroup, NoSuchProcess, NotReady
 from hetmemd.report.publish import Publisher
 from hetmemd.report.varlink import Control
 from tests.unit.report.sample import owner, snapshot, task
@@ -384,6 +386,77 @@ def test_calls_of_one_user_stand_in_line() -> None:
     assert [control.wait(0, 100.0) for _ in range(4)] == [0, 0, 0, 0], "root"
     assert control.wait(1000, 101.0) == 0, "what was long ago is forgotten"
     control.close()
+
+
+def test_who_hangs_up_and_comes_again_stands_in_the_same_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = iter([1000, 1001, 1000])
+    monkeypatch.setattr(varlink, "_user", lambda client: next(users))
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as control:
+            assert await is_well(tmp_path)
+            control._next_call[1000] += 100
+            while control._connections:
+                await asyncio.sleep(0)
+            assert await is_well(tmp_path), "another user"
+            while control._connections:
+                await asyncio.sleep(0)
+            assert control.wait(1000, control._loop.time()) > 90
+            assert control._next_call.keys() == {1000}, "the other's turn has come: it is forgotten"
+
+    monkeypatch.setattr(varlink, "CALL_INTERVAL", 0.0)
+    monkeypatch.setattr(varlink, "CHARGE", 0.0)
+    asyncio.run(scenario())
+
+
+def test_the_whole_of_a_call_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is worked out in the loop, not only the writing of the reply: also where there is no reply but an error."""
+    charged: list[float] = []
+    monkeypatch.setattr(varlink, "_user", lambda client: 1000)
+    monkeypatch.setattr(Control, "charge", lambda self, uid, seconds: charged.append(seconds if uid == 1000 else -1))
+
+    def slow(cgroup: str) -> Effective | None:
+        time.sleep(0.2)
+        if cgroup == "/broken":
+            raise RuntimeError
+        return None
+
+    async def scenario() -> None:
+        async with serving(tmp_path, resolve=slow), client(tmp_path) as proxy:
+            for cgroup, error in (("/nowhere", NoSuchCgroup), ("/broken", GenericVarlinkErrorReply)):
+                with pytest.raises(error):
+                    await proxy.Explain(cgroup=cgroup)
+                assert sum(charged) >= 0.2
+                charged.clear()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/a" * (MOST_LEVELS + 1), f"up to {MOST_LEVELS} levels deep"),
+        ("/" + "a" * 5000, "no more than 4096 characters"),
+        ("/a" * 31_000, "no more than 4096 characters"),
+    ],
+)
+def test_nothing_is_worked_out_for_a_path_that_no_cgroup_has(tmp_path: Path, path: str, says: str) -> None:
+    asked: list[str] = []
+
+    def resolve(cgroup: str) -> Effective:
+        asked.append(cgroup)
+        return Effective(cgroup, "default", None, Handling(), None, None, ())
+
+    async def scenario() -> None:
+        async with serving(tmp_path, resolve=resolve), client(tmp_path) as proxy:
+            with pytest.raises(Failed) as error:
+                await proxy.Explain(cgroup=path)
+            assert says in str(error.value.parameters)
+            deepest = "/a" * MOST_LEVELS
+            assert (await proxy.Explain(cgroup=deepest))["answer"]["cgroup"] == deepest
+            assert asked == [deepest]
+
+    asyncio.run(scenario())
 
 
 def test_closing_does_not_wait_for_clients(tmp_path: Path) -> None:
