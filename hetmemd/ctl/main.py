@@ -1,7 +1,8 @@
 """hetmemctl: what holds for which cgroup, and why.
 
 Data goes to stdout, messages to stderr. Exit status: 0 done; 1 `check` found faults, nothing is known of the cgroup or
-process, or an order was not carried out whole; 2 wrong usage; 3 the service cannot be reached.
+process, a file of the machine cannot be read, or an order was not carried out whole; 2 wrong usage; 3 the service
+cannot be reached.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hetmemctl",
         description="Shows which memory policy holds for which cgroup, and why; gives back, and switches off.",
-        epilog="Exit status: 0 done; 1 check found faults, nothing is known of what was asked for, or an order was not "
-        "carried out whole; 2 wrong usage; 3 the service cannot be reached.",
+        epilog="Exit status: 0 done; 1 check found faults, nothing is known of what was asked for, a file of the "
+        "machine cannot be read, or an order was not carried out whole; 2 wrong usage; 3 the service cannot be "
+        "reached.",
     )
     top.add_argument("--version", action="version", version=f"hetmemctl {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -231,21 +233,23 @@ def _explain(chosen: argparse.Namespace) -> int:
             return _fail(
                 USAGE, f"a cgroup is named by its path below the cgroup root, which begins with /, not {what!r}"
             )
-        try:
-            if chosen.root is None:
-                told = client.explain_cgroup(cgroup, chosen.socket)
-            else:
-                told = _explain_offline(_root(chosen.root), cgroup)
-        except ValueError as error:
-            return _fail(USAGE, str(error))
-        except OSError as error:
-            return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
+        if chosen.root is None:
+            told = client.explain_cgroup(cgroup, chosen.socket)
+        else:
+            try:
+                path = _policy("explain").cgroup_path(cgroup)
+            except ValueError as error:
+                return _fail(USAGE, str(error))
+            try:
+                told = _explain_offline(_root(chosen.root), path)
+            except OSError as error:
+                return _fail(NEGATIVE, f"{error.filename}: {error.strerror}")
     _show(chosen, told, lambda paint: text.explain(told, paint))
     return OK
 
 
 def _explain_offline(root: Root, cgroup: str) -> dict[str, Any]:
-    """What the service would answer where it ran on the machine below `root`. `ValueError`, `OSError`."""
+    """What the service would answer where it ran on the machine below `root`. `OSError`."""
     from hetmemd import settings  # noqa: PLC0415 - as in _policy()
 
     notes: list[str] = []

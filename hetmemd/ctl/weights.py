@@ -68,7 +68,9 @@ def lines(told: Answer, paint: Paint) -> list[str]:
     """`told` is `shown`, with `measured` in it where that was asked for."""
     found = [paint("title", "Memory nodes"), *_nodes(told)]
     kernel = told["kernel"]
-    if kernel["weights"] is None:
+    if not kernel["known"]:
+        found.append("  the kernel's table of interleave weights is not known: the tree has neither it nor the release")
+    elif kernel["weights"] is None:
         found.append("  this kernel has no table of interleave weights (Linux 6.9 and later have)")
     else:
         keeper = {True: "kept by the kernel itself", False: "set by hand", None: "set by hand or as it was at boot"}

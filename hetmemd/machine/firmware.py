@@ -46,7 +46,7 @@ def read(root: Root, folder: str) -> Mapping[str, Access]:
             names = os.listdir(root.name(place))  # noqa: PTH208 - names, as sysfs has them
         except (FileNotFoundError, NotADirectoryError):
             continue
-        initiators = frozenset(int(match[1]) for name in names if (match := re.fullmatch(r"node(\d+)", name)))
+        initiators = frozenset(int(match[1]) for name in names if (match := re.fullmatch("node([0-9]{1,9})", name)))
         figures = {
             f"{way}_{what}": _figure(root, f"{place}/{way}_{what}")
             for way in ("read", "write")
@@ -61,4 +61,4 @@ def _figure(root: Root, path: str) -> int | None:
         text = root.read_text(path).strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return int(text) or None if text.isdigit() else None
+    return int(text) or None if re.fullmatch("[0-9]{1,15}", text) else None

@@ -5,6 +5,7 @@ Whatever a kernel or a firmware does not tell is absent from the values, never g
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from hetmemd.kernel import features, nodelist
 from hetmemd.kernel.features import ALL, Features
+from hetmemd.kernel.nodelist import MAX_NUMNODES
 from hetmemd.kernel.root import Root
 from hetmemd.machine import firmware
 
@@ -19,6 +21,9 @@ NODES = "/sys/devices/system/node"
 CPUS = "/sys/devices/system/cpu"
 TIERS = "/sys/devices/virtual/memory_tiering"  # 6.1
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"  # 6.9
+
+_MOST_CPUS = 1 << 16
+"""More than any kernel has (CONFIG_NR_CPUS <= 8192, arch/x86/Kconfig): what is longer is no kernel's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,15 @@ class Machine:
 
     nodes: Mapping[int, Node]
     kernel_weights: Mapping[int, int] | None = None
-    """1 to 255 by node; None before 6.9."""
+    """1 to 255 by node; None before 6.9, and where it is not known."""
     kernel_auto: bool | None = None
     """Whether the kernel keeps that table by itself from bandwidths (6.16); None where it has no such switch."""
     packages: Mapping[int, int] = field(default_factory=dict)
     """The socket of each CPU (physical_package_id)."""
     features: Features = ALL
     """What the running kernel takes of policies. From a collected tree nothing is known to be missing."""
+    knows_weights: bool = True
+    """False for a collected tree that has neither the kernel's table nor the release of a kernel without one."""
 
     @property
     def memory_nodes(self) -> frozenset[int]:
@@ -94,13 +101,29 @@ class Machine:
 
 
 def read(root: Root) -> Machine:
-    """The machine below `root`; without nodes where the kernel has no NUMA. `OSError` for what cannot be read."""
+    """The machine below `root`; without nodes where the kernel has no NUMA.
+
+    `OSError` with the file's name for what cannot be read, or says what no kernel says, as in a damaged tree.
+    """
     online = _online(root)
-    with_memory = _list(root, f"{NODES}/has_memory")
+    with_memory = _list(root, f"{NODES}/has_memory", MAX_NUMNODES)
     tiers = _tiers(root)
     nodes = {number: _node(root, number, online, with_memory, tiers.get(number)) for number in online}
     weights, auto = kernel_table(root)
-    return Machine(nodes, weights, auto, _packages(root), features.probe() if root.is_live else ALL)
+    return Machine(
+        nodes,
+        weights,
+        auto,
+        _packages(root),
+        features.probe() if root.is_live else ALL,
+        knows_weights=root.is_live or weights is not None or _is_before(root, (6, 9)),
+    )
+
+
+def _is_before(root: Root, release: tuple[int, int]) -> bool:
+    """Whether the tree says that its kernel is older."""
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", _text(root, "/proc/sys/kernel/osrelease") or "")
+    return found is not None and (int(found[1]), int(found[2])) < release
 
 
 def _text(root: Root, path: str) -> str | None:
@@ -110,9 +133,32 @@ def _text(root: Root, path: str) -> str | None:
         return None
 
 
-def _list(root: Root, path: str) -> frozenset[int] | None:
+def _malformed(root: Root, path: str, what: str, text: str) -> OSError:
+    return OSError(errno.EBADMSG, f"is no {what}: {text[:40]!r}", root.name(path))
+
+
+def _list(root: Root, path: str, limit: int = _MOST_CPUS) -> frozenset[int] | None:
     text = _text(root, path)
-    return None if text is None else nodelist.parse(text)
+    try:
+        return None if text is None else nodelist.parse(text, limit)
+    except ValueError:
+        raise _malformed(root, path, f"list of numbers below {limit}", text or "") from None
+
+
+def _mask(root: Root, path: str) -> frozenset[int] | None:
+    text = _text(root, path)
+    if not text:
+        return None
+    if len(text) > _MOST_CPUS or not re.fullmatch("[0-9a-f]{1,8}(,[0-9a-f]{1,8})*", text):
+        raise _malformed(root, path, "mask", text)
+    return nodelist.parse_mask(text)
+
+
+def _row(root: Root, path: str) -> list[int]:
+    text = _text(root, path) or ""
+    if not re.fullmatch(r"(?:[0-9]{1,9}(?:\s+|$))*", text, re.ASCII):
+        raise _malformed(root, path, "row of distances", text)
+    return [int(word) for word in text.split()]
 
 
 def _names(root: Root, path: str) -> list[str]:
@@ -124,11 +170,11 @@ def _names(root: Root, path: str) -> list[str]:
 
 def _numbered(root: Root, path: str, word: str) -> list[int]:
     """N of each entry `wordN`, ascending."""
-    return sorted(int(match[1]) for name in _names(root, path) if (match := re.fullmatch(word + r"(\d+)", name)))
+    return sorted(int(match[1]) for name in _names(root, path) if (match := re.fullmatch(word + "([0-9]{1,9})", name)))
 
 
 def _online(root: Root) -> list[int]:
-    online = _list(root, f"{NODES}/online")
+    online = _list(root, f"{NODES}/online", MAX_NUMNODES)
     return _numbered(root, NODES, "node") if online is None else sorted(online)
 
 
@@ -136,13 +182,11 @@ def _node(root: Root, number: int, online: list[int], with_memory: frozenset[int
     folder = f"{NODES}/node{number}"
     cpus = _list(root, f"{folder}/cpulist")
     if cpus is None:
-        mask = _text(root, f"{folder}/cpumap")
-        cpus = nodelist.parse_mask(mask) if mask else frozenset()
-    total = re.search(r"MemTotal:\s+(\d+) kB", _text(root, f"{folder}/meminfo") or "")
+        cpus = _mask(root, f"{folder}/cpumap") or frozenset()
+    total = re.search(r"MemTotal:\s+([0-9]{1,15}) kB", _text(root, f"{folder}/meminfo") or "")
     memory = int(total[1]) << 10 if total else 0
     # One column for each online node, in their order (node_read_distance() in drivers/base/node.c).
-    row = [int(word) for word in (_text(root, f"{folder}/distance") or "").split()]
-    distances = dict(zip(online, row, strict=False))
+    distances = dict(zip(online, _row(root, f"{folder}/distance"), strict=False))
     accesses = firmware.read(root, folder).values()
     return Node(
         id=number,
@@ -159,7 +203,7 @@ def _node(root: Root, number: int, online: list[int], with_memory: frozenset[int
 def _tiers(root: Root) -> dict[int, int]:
     found: dict[int, int] = {}
     for tier in _numbered(root, TIERS, "memory_tier"):
-        for node in _list(root, f"{TIERS}/memory_tier{tier}/nodelist") or ():
+        for node in _list(root, f"{TIERS}/memory_tier{tier}/nodelist", MAX_NUMNODES) or ():
             found[node] = tier
     return found
 
@@ -170,7 +214,7 @@ def kernel_table(root: Root) -> tuple[dict[int, int] | None, bool | None]:
     weights: dict[int, int] = {}
     for number in numbers:
         text = _text(root, f"{WEIGHTS}/node{number}")
-        if text and text.isdigit():
+        if text and re.fullmatch("[0-9]{1,3}", text):
             weights[number] = int(text)
     auto = _text(root, f"{WEIGHTS}/auto")
     return weights or None, None if auto is None else auto in ("true", "Y", "y", "1")
@@ -181,6 +225,6 @@ def _packages(root: Root) -> dict[int, int]:
     for cpu in _numbered(root, CPUS, "cpu"):
         text = _text(root, f"{CPUS}/cpu{cpu}/topology/physical_package_id")
         # -1 where the architecture does not tell.
-        if text and text.isdigit():
+        if text and re.fullmatch("[0-9]{1,9}", text):
             found[cpu] = int(text)
     return found

@@ -44,8 +44,10 @@ def capacity(machine: Machine, nodes: Iterable[int]) -> dict[int, int]:
 
 
 def kernel(machine: Machine, nodes: Iterable[int]) -> dict[int, int]:
-    """The kernel's global table as it stands. `NoFiguresError` before 6.9, which has none."""
+    """The kernel's global table as it stands. `NoFiguresError` before 6.9, which has none, or where it is not known."""
     table = machine.kernel_weights
+    if table is None and not machine.knows_weights:
+        raise NoFiguresError("the kernel's table of interleave weights is not known here")
     if table is None:
         raise NoFiguresError(
             "this kernel has no table of interleave weights (Linux 6.9 and later have): state weights = {...} by hand"

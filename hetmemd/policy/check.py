@@ -25,11 +25,18 @@ Finding = Fault | Caution
 def check_files(root: Root, paths: Sequence[str] | None = None) -> list[Finding]:
     """Faults and warnings of the files in force below `root`, or of the files and folders named, in their order.
 
-    Named files are judged by themselves, against the machine and the cgroups below `root`. Nothing is written.
+    Named files are judged by themselves, against the machine and the cgroups below `root`. Nothing is written. What
+    cannot be read of that machine is a fault of its own.
     """
     found = library.load(root, keep=False) if paths is None else Library(tuple(_named(root, paths)))
     findings: dict[str, list[Finding]] = {file.path: list(file.faults) for file in found.files}
-    machine = topology.read(root)
+    notes: list[Finding] = [Caution(*_split(note)) for note in found.notes]
+    try:
+        machine = topology.read(root)
+    except OSError as error:
+        machine = Machine({})
+        name = root.strip(os.fsdecode(error.filename or ""))
+        notes.append(Fault(name, 1, f"{error.strerror}", "files are checked without what depends on the machine"))
     lines = {file.path: _lines(file) for file in found.files}
     for file in found.files:
         findings[file.path] += _about_file(file, found)
@@ -39,7 +46,6 @@ def check_files(root: Root, paths: Sequence[str] | None = None) -> list[Finding]
     tables = [table for file in found.files if file.state == "in-force" for table in file.tables]
     for caution in _about_matching(tables, found.tables, surroundings.cgroups(root), lines):
         findings[caution.file].append(caution)
-    notes: list[Finding] = [Caution(*_split(note)) for note in found.notes]
     return notes + [each for file in found.files for each in sorted(findings[file.path], key=lambda each: each.line)]
 
 

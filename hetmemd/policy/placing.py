@@ -181,7 +181,10 @@ class _Placing:
         """What the kernel does by itself, said where it differs from what is asked for (L5)."""
         table = self._machine.kernel_weights
         ratio = ":".join(str(weight) for _, weight in sorted(wanted.items()))
-        if table is None:
+        if table is None and not self._machine.knows_weights:
+            why = "the kernel's table of weights is not known here, nor its release"
+            self._notes.append(f"{why}: where it gives another ratio than {ratio}, that comes about by moving (L5)")
+        elif table is None:
             why = "this kernel has no weighted interleave (before 6.9): new pages interleave"
             self._decided("L5", f"{why}, and the ratio {ratio} comes about by moving")
         elif not weights.agrees_with_kernel(self._machine, wanted):

@@ -22,9 +22,9 @@ def mount(root: Root) -> str | None:
     for process in ("self", "1"):
         try:
             point = cgroupfs.parse_mountinfo(root.read_text(f"/proc/{process}/mountinfo"))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: garbage in a damaged tree
             continue
-        if point is not None and os.path.isdir(root.name(point)):  # noqa: PTH112
+        if point is not None and ".." not in point.split("/") and os.path.isdir(root.name(point)):  # noqa: PTH112
             return point.rstrip("/")
     if root.is_live:
         return None

@@ -33,7 +33,11 @@ def survey(root: Root, setting: Weights = "leave") -> dict[str, Any]:
     return {
         "nodes": [_node(root, machine.nodes[number]) for number in sorted(machine.memory_nodes)],
         "bandwidth": computed,
-        "kernel": {"weights": None if table is None else by_node(table), "auto": machine.kernel_auto},
+        "kernel": {
+            "weights": None if table is None else by_node(table),
+            "auto": machine.kernel_auto,
+            "known": machine.knows_weights,
+        },
         "setting": said(setting),
         "policies": _policies(root, machine),
     }
@@ -114,6 +118,8 @@ def _row(
     agrees = bool(given) and weights.agrees_with_kernel(machine, given)
     if not given:
         met = why or "nothing is applied"
+    elif not machine.knows_weights:
+        met = "by the kernel or by moving: its table of weights is not known here"
     elif machine.kernel_weights is None:
         met = "by moving: this kernel has no weighted interleave, so new pages interleave evenly (L5)"
     elif agrees:

@@ -250,6 +250,18 @@ def test_check_says_on_stderr_that_all_is_well(machine: Path) -> None:
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "no fault found\n")
 
 
+@pytest.mark.parametrize("words", [["check"], ["explain", "/redis"], ["weights"]])
+@pytest.mark.parametrize("file", ["has_memory", "online", "node1/cpulist", "node0/distance"])
+def test_a_damaged_tree_is_trouble_and_the_file_is_named(machine: Path, words: list[str], file: str) -> None:
+    damaged = machine / "sys/devices/system/node" / file
+    damaged.write_bytes(b"\xff garbage")
+    shown = hetmemctl(*words, "--root", str(machine))
+    assert shown.returncode == main.NEGATIVE
+    told = (shown.stderr + shown.stdout).replace(":1: error:", ":")
+    assert f"/sys/devices/system/node/{file}: is no" in told
+    assert "Traceback" not in shown.stderr
+
+
 @pytest.mark.root
 def test_check_as_any_user(machine: Path) -> None:
     for folder in (machine, *machine.parents):

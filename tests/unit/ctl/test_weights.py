@@ -42,7 +42,7 @@ def told(top: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_what_the_machine_tells(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(top / "etc/hetmemd.toml", '[kernel]\nweights = { dram = 3, "tier:22" = 1 }\n')
     found = told(top, capsys)
-    assert found["kernel"] == {"weights": {"0": 3, "1": 3, "2": 1, "3": 1}, "auto": True}
+    assert found["kernel"] == {"weights": {"0": 3, "1": 3, "2": 1, "3": 1}, "auto": True, "known": True}
     assert found["bandwidth"] == {"0": 3, "1": 3, "2": 1, "3": 1}
     assert found["setting"] == {"dram": 3, "tier:22": 1}
     cxl = found["nodes"][2]
@@ -99,7 +99,10 @@ def test_it_reads_like_tables(top: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["weights", "--root", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "no table of interleave weights" in shown and "none" in shown
+    assert "table of interleave weights is not known" in shown and "none" in shown
+    write(tmp_path / "proc/sys/kernel/osrelease", "6.1.0-18-amd64")
+    assert main.main(["weights", "--root", str(tmp_path)]) == 0
+    assert "no table of interleave weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,81 @@ def test_without_firmware_figures_distance_tells_the_initiator(tmp_path: Path) -
 def test_this_machine_can_be_read() -> None:
     machine = topology.read(Root())
     assert all(node.memory > 0 for node in machine.nodes.values() if node.has_memory)
+
+
+GARBAGE = ["x", "1-", "3-1", "9" * 11, "9" * 5000, "\0", "\u00b2", "-1", "0x1", "0 1", ",", "nan", "zz" * 20]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "devices/system/node/online",
+        "devices/system/node/has_memory",
+        "devices/system/node/node0/cpulist",
+        "devices/virtual/memory_tiering/memory_tier4/nodelist",
+    ],
+)
+def test_a_list_that_no_kernel_writes_is_an_error_with_its_file(tmp_path: Path, file: str, garbage: str) -> None:
+    build(tmp_path, DRAM_AND_CXL)
+    write(tmp_path / "sys" / file, garbage)
+    with pytest.raises(OSError) as error:
+        topology.read(Root(tmp_path))
+    assert error.value.filename == str(tmp_path / "sys" / file)
+    assert error.value.strerror is not None and len(error.value.strerror) < 100
+
+
+@pytest.mark.parametrize(
+    ("file", "garbage"),
+    [
+        ("distance", "10 x"),
+        ("distance", "10 " + "9" * 5000),
+        ("distance", "\u00b2"),
+        ("cpumap", "xyz"),
+        ("cpumap", "f" * 100_000),
+    ],
+)
+def test_what_else_no_kernel_writes(tmp_path: Path, file: str, garbage: str) -> None:
+    build(tmp_path, DRAM_AND_CXL)
+    node = tmp_path / "sys/devices/system/node/node1"
+    if file == "cpumap":
+        (node / "cpulist").unlink()
+    write(node / file, garbage)
+    with pytest.raises(OSError) as error:
+        topology.read(Root(tmp_path))
+    assert error.value.filename == str(node / file)
+
+
+@pytest.mark.parametrize("garbage", [each for each in GARBAGE if each != "9" * 11])
+def test_a_figure_that_is_no_number_is_not_told(tmp_path: Path, garbage: str) -> None:
+    build(tmp_path, DRAM_AND_CXL, weights={0: 1, 1: 1}, packages={0: 0})
+    node = tmp_path / "sys/devices/system/node/node0"
+    write(node / "access1/initiators/read_bandwidth", garbage)
+    write(node / "meminfo", f"Node 0 MemTotal: {garbage} kB")
+    write(tmp_path / "sys/kernel/mm/mempolicy/weighted_interleave/node0", garbage)
+    write(tmp_path / "sys/devices/system/cpu/cpu0/topology/physical_package_id", garbage)
+    machine = topology.read(Root(tmp_path))
+    assert (machine.nodes[0].bandwidth, machine.nodes[0].memory) == (None, 0)
+    assert (machine.kernel_weights, machine.packages) == ({1: 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("release", "table", "known"),
+    [
+        ("6.1.0-18-amd64", {}, True),
+        ("6.9.0", {}, False),
+        ("6.12.1", {}, False),
+        ("5.10", {}, True),
+        ("garbage", {}, False),
+        (None, {}, False),
+        (None, {0: 1}, True),
+    ],
+)
+def test_whether_the_kernels_weights_are_known(
+    tmp_path: Path, release: str | None, table: dict[int, int], known: bool
+) -> None:
+    """A tree that lacks the table was collected without it, or on a kernel that has none: its release tells."""
+    build(tmp_path, DRAM_AND_CXL, weights=table)
+    if release is not None:
+        write(tmp_path / "proc/sys/kernel/osrelease", release)
+    assert topology.read(Root(tmp_path)).knows_weights == known

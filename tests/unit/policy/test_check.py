@@ -129,3 +129,14 @@ def test_without_cgroups_at_hand_patterns_are_not_judged(tmp_path: Path) -> None
 
 def test_severity_tells_faults_from_warnings() -> None:
     assert (Fault("f", 1, "m").severity, Caution("f", 1, "m").severity) == ("error", "warning")
+
+
+def test_a_machine_that_cannot_be_read_is_a_fault_beside_those_of_the_files(top: Path) -> None:
+    put(top, "/sys/devices/system/node/has_memory", "garbage")
+    put(top, f"{ETC}/50.toml", policy("/a", "interleave", "0-3") + "x = 1\n")
+    put(top, f"{ETC}/60.toml", policy("/a/b", "interleave", "0-3"))
+    assert said(top) == [
+        "/sys/devices/system/node/has_memory:1: is no list of numbers below 1024: 'garbage' "
+        "(files are checked without what depends on the machine)",
+        f"{ETC}/50.toml:5: unknown key 'x'",
+    ]

@@ -111,6 +111,16 @@ def test_L5_what_the_kernel_does_by_itself_is_said() -> None:
         assert any(says in note and "3:1" in note for note in effective.notes)
 
 
+def test_what_is_not_known_of_the_kernel_is_not_guessed() -> None:
+    given = policy("/a", "weighted-interleave", "all", weights={"0": 3, "1": 1})
+    unknown = replace(machine(("0", 300), ("", 100)), knows_weights=False)
+    effective = resolved("/a", given, unknown)
+    assert effective.state == "active" and "L5" not in effective.rules
+    assert any("not known here" in note and "3:1" in note for note in effective.notes)
+    blocked = resolved("/a", policy("/a", "weighted-interleave", "all", weights="kernel"), unknown)
+    assert blocked.state == "blocked" and "is not known here" in blocked.notes[-1]
+
+
 def test_I6_selectors_are_evaluated_again_for_who_inherits() -> None:
     """The request is inherited, not what it came to."""
     facts = {"/a": CgroupFacts(cpus=frozenset({0})), "/a/b": CgroupFacts(cpus=frozenset({2}))}
