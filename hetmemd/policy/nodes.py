@@ -114,7 +114,9 @@ def _term(word: str) -> Term:
         try:
             return Term(numbers=nodelist.parse(word, nodelist.MAX_NUMNODES))
         except ValueError as error:
-            raise ValueError(f"{shown(word)} is no list of nodes: {error}", 'write it like "0-1,3"') from None
+            raise ValueError(
+                f"{shown(word)} is no list of nodes: {str(error)[:100]}", 'write it like "0-1,3"'
+            ) from None
     if "," in word and all(part in WORDS or part[:1].isdigit() for part in word.split(",")):
         raise ValueError(f"{shown(word)} is no list of nodes", f"unite selectors by +: {shown(word.replace(',', '+'))}")
     hint = did_you_mean(word, (*WORDS, "tier:0"))

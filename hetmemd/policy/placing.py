@@ -11,6 +11,7 @@ from hetmemd.machine import weights
 from hetmemd.machine.topology import Machine
 from hetmemd.policy import weighing
 from hetmemd.policy.effective import Placement, fold
+from hetmemd.policy.faults import shown
 from hetmemd.policy.language import Request
 from hetmemd.policy.nodes import NodeSet
 
@@ -87,7 +88,7 @@ class _Placing:
         chosen = request.nodes.select(self._machine, self._confines.cpus)
         if not chosen:
             wanted = Placement(Mempolicy(request.mode), memory=request.memory)
-            why = f"nodes = {request.nodes.text!r} selects no node of this machine"
+            why = f"nodes = {shown(request.nodes.text)} selects no node of this machine"
             if any(selector.startswith("tier:") for selector in request.nodes.selectors):
                 tiers = sorted({node.tier for node in self._machine.nodes.values() if node.tier is not None})
                 why += f", whose memory tiers are {', '.join(map(str, tiers)) or 'not told by the kernel'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hetmemd.machine.topology import Machine
+from hetmemd.policy.faults import shown
 from hetmemd.policy.nodes import NodeSet
 
 
@@ -28,6 +29,6 @@ def explicit(
         weights = by_selector.get(node, [])
         if node not in by_number and len({weight for weight, _ in weights}) > 1:
             (one, first), (other, second) = weights[0], next(each for each in weights if each[0] != weights[0][0])
-            raise ValueError(f"node {node} has two weights: {one} as {first!r} and {other} as {second!r}")
+            raise ValueError(f"node {node} has two weights: {one} as {shown(first)} and {other} as {shown(second)}")
         found[node] = by_number[node] if node in by_number else weights[0][0]
     return found
