@@ -36,7 +36,10 @@ def _machine(machine: Machine) -> Iterator[str]:
 
 def _calls(reasons: Collection[str]) -> Iterator[str]:
     if not libc.MOVES:
-        yield "this architecture's numbers of system calls are not known here: no policy is set, and no page is moved"
+        yield (
+            "this architecture is neither x86-64 nor aarch64, or its pages are not of 4 KiB: no policy is set, and no "
+            "page is moved"
+        )
         return
     for reason, what in MOVING_ONLY.items():
         if reason in reasons or (reason == "architecture" and not libc.SUPPORTED):

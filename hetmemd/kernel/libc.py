@@ -32,13 +32,24 @@ NUMBERS: Mapping[str, Numbers] = {
 _NONE = Numbers(*[-1] * len(Numbers._fields))
 """The kernel answers ENOSYS."""
 
+
+def numbers(machine: str, page_size: int) -> Numbers | None:
+    """Those that may be used.
+
+    None also where pages are not of 4 KiB (aarch64 has kernels with 16 and 64): whoever reckons with what numa_maps
+    counts takes them for these.
+    """
+    return NUMBERS.get(machine) if page_size == 4096 else None
+
+
 _MACHINE = platform.machine()
+_FOUND = numbers(_MACHINE, os.sysconf("SC_PAGESIZE"))
 SUPPORTED = _MACHINE == "x86_64"
 """Whether calls can be made in other tasks (`remote.x86_64`)."""
-MOVES = _MACHINE in NUMBERS
+MOVES = _FOUND is not None
 """Whether pages can be found and moved."""
 
-MBIND, MOVE_PAGES, GET_ROBUST_LIST, KCMP, SET_MEMPOLICY_HOME_NODE = NUMBERS.get(_MACHINE, _NONE)
+MBIND, MOVE_PAGES, GET_ROBUST_LIST, KCMP, SET_MEMPOLICY_HOME_NODE = _FOUND or _NONE
 
 
 def syscall(number: int, *arguments: Any, about: str | None = None) -> int:

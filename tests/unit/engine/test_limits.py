@@ -64,7 +64,7 @@ def test_L5_weights_that_differ_from_the_kernels_table() -> None:
     ("calls", "moves", "says"),
     [
         (False, True, "policies are not set, and pages are moved to where they belong"),
-        (False, False, "no policy is set, and no page is moved"),
+        (False, False, "not of 4 KiB: no policy is set, and no page is moved"),
     ],
 )
 def test_L5_other_architectures(monkeypatch: pytest.MonkeyPatch, calls: bool, moves: bool, says: str) -> None:

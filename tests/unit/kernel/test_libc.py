@@ -28,6 +28,12 @@ def test_numbers_are_those_of_the_header(machine: str) -> None:
     assert libc.NUMBERS[machine]._asdict() == {name: int(told[name]) for name in libc.Numbers._fields}
 
 
+def test_other_machines_and_larger_pages_have_none() -> None:
+    assert libc.numbers("aarch64", 4096) == libc.NUMBERS["aarch64"]
+    assert libc.numbers("aarch64", 65536) is None
+    assert libc.numbers("riscv64", 4096) is None
+
+
 def test_a_machine_without_numbers_is_told_enosys() -> None:
     with pytest.raises(OSError) as error:
         libc.syscall(libc._NONE.move_pages, 0, 0, 0, 0, 0, 0)
