@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetmemd.engine.braking import UNTOLD, Permit
-from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted, carries, decide, seen_applied
+from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted, carries, decide, nodes_within, seen_applied
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, Seen, worst
@@ -32,9 +32,6 @@ SLICE = 32
 """Threads between two looks at the kill switch."""
 ROUNDS = 8
 """How often the threads of one process are read again while new ones keep coming; the next hint or scan goes on."""
-BIND_RESERVE = 16384
-"""Pages (64 MiB) that must be free on the nodes of a `bind`, above what moving leaves alone, to issue it (L7): what no
-node of the mask can hold ends in the kernel's OOM killer."""
 
 
 class Acts(Protocol):
@@ -294,7 +291,7 @@ class Steering:
             some = tids[begin : begin + SLICE]
             if self._observing() and asked is not UNDO:
                 results += [ThreadResult(tid, Outcome.DEFERRED, "observe") for tid in some]
-            elif verb is Verb.APPLY and not self._has_room(policy):
+            elif verb is Verb.APPLY and not self._has_room(policy, _allowed(record, some)):
                 results += [ThreadResult(tid, Outcome.REFUSED, "headroom") for tid in some]
             else:
                 results += await self._permitted(record, policy, asked.key if verb is Verb.APPLY else "", verb, some)
@@ -365,10 +362,11 @@ class Steering:
         except OSError:
             return set()  # it ended, or this kernel does not say
 
-    def _has_room(self, policy: Mempolicy) -> bool:
+    def _has_room(self, policy: Mempolicy, allowed: Iterable[frozenset[int]]) -> bool:
+        """L7, of the nodes that the cpuset of each thread leaves of the policy's: what is not allowed takes nothing."""
         if policy.mode is not Mode.BIND:
             return True
-        return sum(self._headroom.room(node) for node in policy.nodes) >= BIND_RESERVE
+        return all(self._headroom.bears(nodes_within(policy, nodes)) for nodes in allowed)
 
     # -- what came of it
 
@@ -419,6 +417,11 @@ class Steering:
             ]
             if policy is not None:
                 self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
+
+
+def _allowed(record: Record, tids: Iterable[int]) -> set[frozenset[int]]:
+    """What the cpusets of these threads leave."""
+    return {seen.allowed if (seen := record.seen.get(tid)) else record.allowed for tid in tids}
 
 
 def _is_settled(decision: Decision) -> bool:

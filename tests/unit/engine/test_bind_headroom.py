@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import pytest
 
-from hetmemd.engine.steering import BIND_RESERVE, Steering
+from hetmemd.engine.steering import Steering
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
+from hetmemd.memory.headroom import BIND_RESERVE
 
 MANAGED, HIGH = 640000, 4000
 RESERVED = HIGH + MANAGED // 64
 """Pages that moving leaves alone as well."""
+EVERY = frozenset(range(8))
 
-HasRoom = Callable[[Mode], bool]
+HasRoom = Callable[..., bool]
 
 
 @pytest.fixture
@@ -33,20 +35,21 @@ def with_free(tmp_path: Path) -> Callable[..., HasRoom]:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "vmstat").write_text(f"nr_free_pages {pages}\nnr_inactive_file 0\nnr_dirty 0\nnr_writeback 0\n")
 
-        def has_room(mode: Mode) -> bool:
-            policy = Mempolicy(mode, frozenset(range(len(free))), Flag.STATIC_NODES)
-            return asyncio.run(_asked(Root(tmp_path), policy))
+        def has_room(mode: Mode, *allowed: Set[int], nodes: Set[int] = EVERY, flag: Flag = Flag.STATIC_NODES) -> bool:
+            """For threads with these cpusets; without, for one that may use all nodes."""
+            policy = Mempolicy(mode, frozenset(nodes & set(range(len(free)))), flag)
+            return asyncio.run(_asked(Root(tmp_path), policy, [frozenset(each) for each in allowed or [EVERY]]))
 
         return has_room
 
     return made
 
 
-async def _asked(root: Root, policy: Mempolicy) -> bool:
+async def _asked(root: Root, policy: Mempolicy, allowed: list[frozenset[int]]) -> bool:
     unused: Callable[..., None] = lambda *_: None  # noqa: E731
     steering = Steering(root, *[unused] * 8)  # type: ignore[arg-type]
     try:
-        return steering._has_room(policy)
+        return steering._has_room(policy, allowed)
     finally:
         steering.close()
 
@@ -61,3 +64,19 @@ def test_L7_bind_needs_headroom_above_the_reserve(with_free: Callable[..., HasRo
 def test_L7_modes_that_fall_back_need_none(with_free: Callable[..., HasRoom]) -> None:
     for mode in (Mode.PREFERRED_MANY, Mode.INTERLEAVE, Mode.WEIGHTED_INTERLEAVE):
         assert with_free(0)(mode)
+
+
+def test_L7_only_the_nodes_that_the_cpuset_leaves_count(with_free: Callable[..., HasRoom]) -> None:
+    """cpuset.mems = 1-2 and a bind to 0-1: all goes to node 1."""
+    enough = RESERVED + BIND_RESERVE
+    has_room = with_free(enough, 0, enough)
+    assert not has_room(Mode.BIND, {1, 2}, nodes={0, 1})
+    assert has_room(Mode.BIND, {0, 2}, nodes={0, 1})
+    assert not has_room(Mode.BIND, {0, 1}, {1, 2}, nodes={0, 1}), "one of its threads"
+
+
+def test_L7_relative_nodes_are_folded_first(with_free: Callable[..., HasRoom]) -> None:
+    enough = RESERVED + BIND_RESERVE
+    has_room = with_free(enough, 0, enough)
+    assert not has_room(Mode.BIND, {1, 2}, nodes={0}, flag=Flag.RELATIVE_NODES)
+    assert has_room(Mode.BIND, {1, 2}, nodes={1}, flag=Flag.RELATIVE_NODES)

@@ -116,3 +116,17 @@ def test_a_node_without_memory_or_gone_has_no_room(root: Root) -> None:
     assert room(2) == 0
     assert room(7) == 0
     assert room(0) == 0  # its folder is not there
+
+
+def test_watermarks_are_read_again_after_a_while(root: Root) -> None:
+    """A node grows by hotplug, or vm.min_free_kbytes is raised."""
+    now = 0.0
+    room = headroom.Headroom(root, lambda: now).room
+    fill(root, 1, "nr_free_pages 90000\nnr_inactive_file 0\n")
+    assert room(1) == 76000
+    zones = root.path("/proc/zoneinfo")
+    zones.write_text(zones.read_text().replace("high     4000", "high     34000"))
+    now = headroom.KEPT - 0.1
+    assert room(1) == 76000
+    now = headroom.KEPT
+    assert room(1) == 46000
