@@ -35,7 +35,8 @@ class Asked:
     scope: Scope
     home_node: int | None = None
     min_region: int = 0
-    """Bytes of neighbouring regions of one class, below which they are left alone."""
+    """Bytes of neighbouring regions of one class, below which they are not bound to the policy. What the policy leaves
+    out is kept local however small it is."""
     overrides: bool = False
     """`foreign = "override"`."""
 
@@ -148,10 +149,10 @@ def decide_regions(
     home = asked.home_node if asked.policy and asked.policy.mode in TAKES_HOME else None
     verdicts: list[Verdict] = []
     changes: list[Change] = []
-    for region, run in zip(found, _runs(found), strict=True):
+    for region in found:
         mark = ledger.mark_of(region.start, region.end)
         ours = ledger.value_of(region, mark)
-        verdict = _judge(region, run, asked, allowed, ours, is_foreign, cleared)
+        verdict = _judge(region, asked, allowed, ours, is_foreign, cleared)
         verdicts.append(verdict)
         if change := _change(verdict, mark, asked, home):
             changes.append(change)
@@ -177,7 +178,6 @@ def _change(verdict: Verdict, mark: RegionMark | None, asked: Asked, home: int |
 
 def _judge(
     region: Region,
-    run: int,
     asked: Asked,
     allowed: frozenset[int],
     ours: Mempolicy | None,
@@ -207,7 +207,7 @@ def _judge(
         return Verdict(region, wanted, "foreign", reason, ours=ours)
     if region.kind in ON_CONDITION and region.start not in cleared:
         return Verdict(region, wanted, "left", "shared" if region.kind == "shm" else "no-huge-pages", ours=ours)
-    if run < asked.min_region and ours is None:
+    if ours is None and not asked.scope.is_large(region, asked.min_region):
         return Verdict(region, wanted, "left", "min_region")
     return Verdict(region, wanted, "change", ours=ours)
 
@@ -247,20 +247,6 @@ class _Marks:
             shown = (value for value in values if shows(region.policy, value, self._allowed))
             self._known[key] = next(shown, None)
         return self._known[key]
-
-
-def _runs(found: Sequence[Region]) -> list[int]:
-    """Of each region the bytes of all that lie next to each other and are of its class: a heap that grows after it was
-    bound is several regions."""
-    sizes = [0] * len(found)
-    begin = 0
-    for index, region in enumerate(found):
-        following = found[index + 1] if index + 1 < len(found) else None
-        if following is None or following.start != region.end or following.kind != region.kind:
-            total = region.end - found[begin].start
-            sizes[begin : index + 1] = [total] * (index + 1 - begin)
-            begin = index + 1
-    return sizes
 
 
 def joined(ranges: Sequence[Range]) -> list[Range]:
@@ -304,6 +290,39 @@ def without(marks: Sequence[RegionMark], ranges: Sequence[tuple[int, int]]) -> t
         if at < mark.end:
             kept.append(replace(mark, start=at))
     return tuple(kept)
+
+
+def followed(marks: Sequence[RegionMark], found: Sequence[Region], allowed: frozenset[int]) -> tuple[RegionMark, ...]:
+    """The marks, those of regions that were moved (mremap(2)) where those are now. All ascend.
+
+    A region that is moved keeps its policy. One that shows what was issued to a place where it is not any more, and has
+    no mark, is the one that was there: of the same size, or of another where the value has nodes (a mapping of malloc's
+    that is enlarged moves), since such a value would be taken for ours without a mark too. What it gets back in the end
+    the mark alone tells; where several could be meant that tell differently, none is.
+    """
+    ledger = _Marks(marks, (), allowed)
+    bound = [(region, ledger.value_of(region, ledger.mark_of(region.start, region.end))) for region in found]
+    lost = list(without(marks, [(region.start, region.end) for region, ours in bound if ours is not None]))
+    moved: list[RegionMark] = []
+    for region, ours in bound if lost else ():
+        if ours is not None or not region.is_bound or region.policy in (None, DEFAULT):
+            continue
+        alike = [mark for mark in lost if _is_value_of(mark, region, allowed)]
+        if len({mark.replaced for mark in alike}) != 1:
+            continue
+        mark = min(alike, key=lambda each: abs(each.end - each.start - region.size))
+        if mark.end - mark.start == region.size or mark.issued.mode.takes_nodes:
+            lost.remove(mark)
+            moved.append(replace(mark, start=region.start, end=region.end))
+    if not moved:
+        return tuple(marks)
+    rest = without(marks, [(mark.start, mark.end) for mark in moved])
+    return tuple(sorted((*rest, *moved), key=lambda mark: mark.start))
+
+
+def _is_value_of(mark: RegionMark, region: Region, allowed: frozenset[int]) -> bool:
+    values = [value for value in (mark.issued, mark.earlier) if value is not None]
+    return region.policy is not None and any(shows(region.policy, value, allowed) for value in values)
 
 
 def settled(

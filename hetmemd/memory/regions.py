@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hetmemd.kernel import libc, maps, numa_maps, procfs, robust
@@ -44,6 +44,9 @@ class Region:
     """As maps has them: `rw-p`."""
     file: tuple[str, int] = ("00:00", 0)
     """Device and inode: the same for all who map the same object."""
+    run: int = 0
+    """Bytes of all that lie next to each other and are of its class, this one among them: a heap that grows after it
+    was bound is several regions (`with_runs`)."""
 
     @property
     def size(self) -> int:
@@ -93,7 +96,20 @@ def read(root: Root, pid: int, tid: int | None = None, known_stacks: Iterable[Sp
         largest = max(cut, key=lambda segment: segment.end - segment.start)
         for segment in cut:
             found.append(_region(segment, mapping, line, task_policy, len(cut) > 1, segment is largest))
-    return found
+    return with_runs(found)
+
+
+def with_runs(found: Sequence[Region]) -> list[Region]:
+    """The regions (ascending), told what they come to together with their neighbours."""
+    told: list[Region] = []
+    begin = 0
+    for index, region in enumerate(found):
+        following = found[index + 1] if index + 1 < len(found) else None
+        if following is None or following.start != region.end or following.kind != region.kind:
+            run = region.end - found[begin].start
+            told += [replace(each, run=run) for each in found[begin : index + 1]]
+            begin = index + 1
+    return told
 
 
 def _region(

@@ -28,6 +28,11 @@ class Scope:
     def is_all(self) -> bool:
         return not self.is_inclusive and self.classes == CLASSES
 
+    def is_large(self, region: Region, min_region: int) -> bool:
+        """Whether `min_region` leaves it to the policy: neighbours of one class count together, and what the policy
+        leaves out is left out however small it is."""
+        return region.kind not in self.classes or max(region.run, region.size) >= min_region
+
 
 @functools.lru_cache(maxsize=64)
 def scope(words: Sequence[str]) -> Scope:
@@ -42,13 +47,15 @@ def narrowed(
 ) -> Share:
     """Of what is held against a target (`whole`), that which the policy is about; what it keeps local against `home`.
 
-    A region with a policy of its own that `is_asked` for counts as if it had the task's.
+    A region with a policy of its own that `is_asked` for counts as if it had the task's, and is no matter of
+    `min_region` any more: it was large enough to be bound.
     """
 
     def share(region: Region) -> Target | None:
-        if region.size < min_region:
+        is_ours = region.is_bound and is_asked(region)
+        if not is_ours and not of.is_large(region, min_region):
             return None
-        target = whole(replace(region, is_bound=False) if region.is_bound and is_asked(region) else region)
+        target = whole(replace(region, is_bound=False) if is_ours else region)
         if target is None or region.kind in of.classes:
             return target
         return None if of.is_inclusive else home

@@ -17,13 +17,14 @@ from hetmemd.engine.regionwise import (
     RegionMark,
     Regionwise,
     decide_regions,
+    followed,
     intended,
     settled,
     without,
 )
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.memory.classes import KINDS
-from hetmemd.memory.regions import Region
+from hetmemd.memory.regions import Region, with_runs
 from hetmemd.memory.scope import CLASSES, Scope, scope
 from hetmemd.remote.regions import Bind, HomeNode
 
@@ -150,11 +151,51 @@ def test_I6_a_mask_that_the_cpuset_cuts_to_nothing_is_not_issued_and_taken_back(
 
 def test_min_region_counts_neighbours_of_one_class_together() -> None:
     asked = replace(ANON, min_region=10 * PAGE)
-    found = [region(0, 9, "heap"), region(9, 11, "heap"), region(11, 15), region(20, 22)]
+    found = with_runs([region(0, 9, "heap"), region(9, 11, "heap"), region(11, 15), region(20, 22)])
     assert decide_regions(found, asked, ALLOWED).changes == (change(0, 11, WEIGHTED),)
     # What is bound already stays so when it shrinks.
     small = [region(0, 2, policy=WEIGHTED)]
     assert states(decide_regions(small, asked, ALLOWED, (mark(0, 9, WEIGHTED),))) == [("bound", "")]
+
+
+def test_min_region_is_about_what_is_bound_to_the_policy_not_about_what_is_left_out() -> None:
+    asked = replace(ALL_BUT, min_region=16384 * PAGE)
+    found = [region(0, 2048, "stack", task=WEIGHTED), region(3000, 3100, task=WEIGHTED)]
+    assert decide_regions(found, asked, ALLOWED).changes == (change(0, 2048, LOCAL),)
+
+
+def test_a_region_that_was_moved_keeps_what_it_gets_back() -> None:
+    """mremap(2): the kernel takes the policy along, and no address of it is the same."""
+    marks = (mark(0, 9, WEIGHTED, THEIRS), mark(20, 30, LOCAL))
+    found = [region(100, 109, policy=WEIGHTED), region(120, 130, "stack", policy=LOCAL), region(140, 145)]
+    now = followed(marks, found, ALLOWED)
+    assert [each for each in now if each.start >= 100 * PAGE] == [
+        mark(100, 109, WEIGHTED, THEIRS),
+        mark(120, 130, LOCAL),
+    ]
+    assert decide_regions(found, NOTHING, ALLOWED, now).changes == (
+        change(100, 109, THEIRS, THEIRS, undoes=True),
+        undo(120, 130),
+    )
+    assert followed(now, found, ALLOWED) == now
+
+
+def test_a_region_that_was_enlarged_as_it_was_moved() -> None:
+    marks = (mark(0, 9, WEIGHTED, THEIRS), mark(20, 30, LOCAL))
+    found = [region(100, 120, policy=WEIGHTED), region(200, 250, policy=LOCAL)]
+    now = followed(marks, found, ALLOWED)
+    assert mark(100, 120, WEIGHTED, THEIRS) in now
+    # `local` is too common: of another size it may well be the application's own.
+    assert decide_regions(found, NOTHING, ALLOWED, now).changes == (change(100, 120, THEIRS, THEIRS, undoes=True),)
+
+
+def test_what_the_application_binds_elsewhere_has_moved_from_nowhere() -> None:
+    marks = (mark(0, 9, WEIGHTED, THEIRS), mark(20, 30, LOCAL))
+    here = [region(0, 9, policy=WEIGHTED), region(20, 30, policy=LOCAL)]
+    found = [*here, region(100, 109, policy=THEIRS), region(120, 130, policy=LOCAL)]
+    assert followed(marks, found, ALLOWED) == marks
+    # A part of it was unmapped: what has another value is not that.
+    assert followed(marks, found[1:3], ALLOWED) == marks
 
 
 def test_shared_and_huge_memory_only_where_somebody_looked() -> None:
@@ -226,7 +267,7 @@ asks = st.builds(
 
 
 def seen(table: Table, task: Mempolicy) -> list[Region]:
-    return [region(start, end, kind, own, task) for start, end, kind, own in table]
+    return with_runs([region(start, end, kind, own, task) for start, end, kind, own in table])
 
 
 def task_policy(asked: Asked) -> Mempolicy:
@@ -283,6 +324,24 @@ def test_another_policy_and_none_in_the_end_leaves_everything_as_it_was(
         marks = settled(decide_regions(seen(now, task), asked, ALLOWED, marks, issued).verdicts, marks)
     assert now == table
     assert marks == ()
+
+
+@given(tables(), asks)
+def test_of_regions_that_were_all_moved_nothing_stays_bound(table: Table, asked: Asked) -> None:
+    task, asked = task_policy(asked), replace(asked, overrides=True)
+    changes = decide_regions(seen(table, task), asked, ALLOWED).changes
+    bound, intent = mbind(table, changes), intended((), changes)
+    marks = settled(decide_regions(seen(bound, task), asked, ALLOWED, intent).verdicts, intent)
+    # Apart, so that what was one mark over neighbours is several regions.
+    moved = [(start + 1000 * at, end + 1000 * at, kind, own) for at, (start, end, kind, own) in enumerate(bound, 1)]
+    now = followed(marks, seen(moved, task), ALLOWED)
+    assert all(before.end <= after.start for before, after in pairwise(now))
+    known = settled(decide_regions(seen(moved, task), asked, ALLOWED, now).verdicts, now)
+    assert followed(known, seen(moved, task), ALLOWED) == known
+    assert {mark.replaced for mark in now} <= {mark.replaced for mark in marks}
+    undone = decide_regions(seen(moved, task), NOTHING, ALLOWED, now, {WEIGHTED, BIND}).changes
+    left = {own for _, _, _, own in mbind(moved, undone)}
+    assert not left & {WEIGHTED, BIND}
 
 
 @pytest.mark.parametrize("words", [("all",), ("heap",), ("all", "!stack")])
