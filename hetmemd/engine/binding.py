@@ -18,11 +18,22 @@ from typing import Protocol
 
 from hetmemd.engine.braking import UNTOLD, Permit
 from hetmemd.engine.clearance import Clearance
-from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark
+from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark, nodes_within
+from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.ledger import Ledger, Span
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, worst
-from hetmemd.engine.regionwise import Asked, Change, RegionMark, Regionwise, decide_regions, intended, settled, without
+from hetmemd.engine.regionwise import (
+    Asked,
+    Change,
+    RegionMark,
+    Regionwise,
+    decide_regions,
+    followed,
+    intended,
+    settled,
+    without,
+)
 from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
@@ -49,8 +60,6 @@ SLICE = 256
 """Calls between two looks at the kill switch."""
 RETRY = 60.0
 """Seconds after which a call that the kernel refused is tried again."""
-BIND_RESERVE = 16384
-"""Pages (64 MiB) that must be free on the nodes of a `bind`, above what moving leaves alone, to issue it (L7)."""
 
 
 class Acts(Protocol):
@@ -138,11 +147,13 @@ class Binder:
         self._witness = witness
         self._tally = tally
         self._headroom = Headroom(root)
+        self.heritage = Heritage(root, ledger)
         self._readers = OffLoop("regions", READERS, READ_SECONDS)
         self._clearance = Clearance(root, lambda path: wish(path).asked)
         self._states: dict[int, State] = {}
 
     def close(self) -> None:
+        self.heritage.keep()
         self._readers.close()
 
     @property
@@ -155,7 +166,9 @@ class Binder:
         return known if known and known.process == process else None
 
     def forget(self, pid: int) -> None:
+        """It has ended."""
         self._states.pop(pid, None)
+        self.heritage.forget(pid)
 
     # -- one look
 
@@ -166,10 +179,10 @@ class Binder:
         """
         if record.refusal:
             return False
+        is_unknown = self.heritage.take(record.process)
         wish = _UNDO if self._brakes.undone(record.process, record.cgroup) else self._wish(record.cgroup)
-        marks = self._marks(record.process)
-        if not wish.asked.is_regional and not marks:
-            self.forget(record.process.pid)
+        if not wish.asked.is_regional and not is_unknown and not self._ledger.regions(record.process):
+            self._states.pop(record.process.pid, None)
             return False
         state = self.state(record.process) or State(record.process)
         self._states[record.process.pid] = state
@@ -180,12 +193,10 @@ class Binder:
             todo = self._todo(state, decision)
             if not todo or result:
                 break
-            hindrance = self._hindrance(record, wish, todo)
-            if hindrance:
-                result = hindrance
-                break
-            done, result = await self._act(record, state, wish, todo)
-            changed = changed or done
+            possible, result = self._possible(record, wish, todo)
+            if possible:
+                done, hindrance = await self._act(record, state, wish, possible)
+                result, changed = hindrance or result, changed or done
         self._conclude(record, state, wish, result)
         if changed:
             # What fell in between lies where it should not. Not before: whether it may be moved is known only now.
@@ -201,6 +212,7 @@ class Binder:
         if state.decision is not None and earlier:
             self._late(decision, state.decision, state.read_at - earlier)
         self._keep(record.process, state, marks)
+        self.heritage.settle(record.process)
         state.decision = decision
         return decision
 
@@ -212,8 +224,8 @@ class Binder:
         tid = procfs.living_thread(self._root, pid)
         found = regions.read(self._root, pid, tid, state.stacks) if tid is not None else []
         state.stacks = regions.stacks_in(found)
-        marks = self._marks(record.process)
         allowed = record.allowed or self._memory_nodes()
+        marks = followed(self._marks(record.process), found, allowed)
         decision = decide_regions(
             found,
             asked,
@@ -257,18 +269,22 @@ class Binder:
         state.contested = state.contested or strikes > STRIKES
         return strikes > STRIKES or now - at < FIRST_WAIT * 2 ** (strikes - 1)
 
-    def _hindrance(self, record: Record, wish: Wish, todo: Sequence[Change]) -> tuple[Outcome, str] | None:
-        """Why nothing is done now."""
+    def _possible(
+        self, record: Record, wish: Wish, todo: list[Change]
+    ) -> tuple[list[Change], tuple[Outcome, str] | None]:
+        """What of it may be done now, and why not the rest. What was replaced is given back whatever it is."""
         if self._observing() and wish is not _UNDO:
-            return Outcome.DEFERRED, "observe"
+            return [], (Outcome.DEFERRED, "observe")
         if wish.asked.policy is None and wish.holds:
-            return Outcome.DEFERRED, "broken-file"
-        if procfs.age(record.process) < wish.min_age and any(not change.undoes for change in todo):
-            return Outcome.DEFERRED, "young"
-        policies = {change.policy for change in todo if change.policy.mode is Mode.BIND}
-        if any(sum(self._headroom.room(node) for node in policy.nodes) < BIND_RESERVE for policy in policies):
-            return Outcome.REFUSED, "headroom"
-        return None
+            return [], (Outcome.DEFERRED, "broken-file")
+        given = [change for change in todo if not change.undoes]
+        if given and procfs.age(record.process) < wish.min_age:
+            return [change for change in todo if change.undoes], (Outcome.DEFERRED, "young")
+        allowed = record.allowed or self._memory_nodes()
+        binds = {change.policy for change in given if change.policy.mode is Mode.BIND}
+        full = {policy for policy in binds if not self._headroom.bears(nodes_within(policy, allowed))}
+        possible = [change for change in todo if change.undoes or change.policy not in full]
+        return possible, (Outcome.REFUSED, "headroom") if full else None
 
     # -- acting
 
@@ -324,9 +340,13 @@ class Binder:
 
     def _intend(self, process: ProcessId, state: State, changes: Sequence[Change]) -> None:
         """In the ledger before the act: a daemon that dies in between still knows its own."""
+        self.heritage.bound(process)
+        marks = self._marks(process)
+        if without(marks, [(change.start, change.end) for change in changes]) != marks:
+            self.heritage.bequeath(process)
         for policy in {change.policy for change in changes if not change.undoes}:
             self._ledger.will_issue(policy)
-        self._keep(process, state, intended(self._marks(process), changes))
+        self._keep(process, state, intended(marks, changes))
 
     def _refused(
         self,
@@ -348,6 +368,8 @@ class Binder:
             if isinstance(call, HomeNode):
                 state.homes[change.start, change.end] = call.node
         undone = [(change.start, change.end) for _, change in done if change.undoes]
+        if undone or any(mark.earlier for mark in self._ledger.regions(process).values()):
+            self.heritage.bequeath(process)  # to those that were forked meanwhile
         if undone:
             self._keep(process, state, without(self._marks(process), undone))
 

@@ -153,6 +153,12 @@ class Engine:
 
     async def _round(self, pending: Pending) -> None:
         at = self._now()
+        for pid in pending.ended:
+            self._binder.heritage.forget(pid)
+        for pid, parent in pending.forked.items():
+            self._binder.heritage.forked(pid, parent)
+        for pid in pending.executed:
+            self._binder.heritage.executed(pid)
         if pending.files:
             await self._cgroups(self._world.read_files(), at)
         for path, hinted in pending.cpusets.items():

@@ -14,6 +14,7 @@ from hetmemd import settings
 from hetmemd.engine.binding import Binder, Wish
 from hetmemd.engine.braking import Brakes
 from hetmemd.engine.decide import UNDO
+from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.holds import is_below
 from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
@@ -84,10 +85,11 @@ Look = Callable[[int], Awaitable[Record | None]]
 
 
 class Giving:
-    def __init__(self, root: Root, ledger: Ledger, steering: Steering, look: Look) -> None:
+    def __init__(self, root: Root, ledger: Ledger, steering: Steering, heritage: Heritage, look: Look) -> None:
         self._root = root
         self._ledger = ledger
         self._steering = steering
+        self._heritage = heritage
         self._look = look
 
     async def give_back(self, selection: Selection, seconds: float) -> Given:
@@ -106,6 +108,7 @@ class Giving:
         """Who was forked while there was no service has no marks of its own; parents first."""
         for process, path in sorted(self._processes(selection), key=lambda found: found[0].start):
             with contextlib.suppress(OSError, StuckError):
+                self._heritage.take(process)
                 await self._steering.adopt(Record(process, "", path, None))
 
     async def _once(self, selection: Selection, until: float) -> list[Left]:
@@ -131,6 +134,7 @@ class Giving:
         for process, path in self._processes(selection):
             try:
                 comm = procfs.stat(self._root, process.pid).comm
+                self._heritage.take(process)
                 found = await self._steering.preview(Record(process, comm, path, None))
             except (OSError, StuckError):
                 continue
@@ -205,7 +209,7 @@ async def alone(
         return record
 
     try:
-        giving = Giving(root, ledger, steering, look)
+        giving = Giving(root, ledger, steering, binder.heritage, look)
         if dry_run:
             return await giving.preview(selection)
         given = await giving.give_back(selection, seconds)

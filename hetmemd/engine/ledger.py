@@ -152,7 +152,8 @@ class Ledger:
     ) -> None:
         if not marks:
             return
-        mine = held.setdefault(process, {})
+        # A copy: what was asked for stays as it was then (`heritage` keeps it for children).
+        mine = held[process] = dict(held.get(process, {}))
         for subject, mark in marks.items():
             if mark is None:
                 mine.pop(subject, None)

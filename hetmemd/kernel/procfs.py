@@ -61,6 +61,30 @@ def stat(root: Root, pid: int, tid: int | None = None) -> Stat:
     return parse_stat(root.read_text(f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"))
 
 
+class Image(NamedTuple):
+    """A process, and where its address space was laid out when it executed its program.
+
+    A fork copies the addresses, and each exec draws them anew (unless the process switched that off).
+    """
+
+    process: ProcessId
+    ppid: int
+    code: int
+    stack: int
+    heap: int
+
+    @property
+    def layout(self) -> tuple[int, int, int]:
+        return (self.code, self.stack, self.heap)
+
+
+def image(root: Root, pid: int) -> Image:
+    """From /proc/PID/stat: `startcode`, `startstack` and `start_brk`, 0 without the right (PTRACE_MODE_READ)."""
+    text = root.read_text(f"/proc/{pid}/stat")
+    found, fields = parse_stat(text), text.rpartition(")")[2].split()
+    return Image(ProcessId(pid, found.start), found.ppid, int(fields[23]), int(fields[25]), int(fields[44]))
+
+
 def identify(root: Root, pid: int) -> ProcessId:
     return ProcessId(pid, stat(root, pid).start)
 

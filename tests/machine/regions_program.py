@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +25,7 @@ class Program:
         self.popen = subprocess.Popen(
             [sys.executable, str(TARGET), str(scale)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.children: list[int] = []
         self.spans = self.tell("start")
 
     def say(self, command: str) -> None:
@@ -35,10 +39,16 @@ class Program:
         self.spans = {name: (span[0], span[1]) for name, span in json.loads(self.popen.stdout.readline()).items()}
         return self.spans
 
-    def policies(self, name: str) -> set[str]:
-        """Of all that a region comes to by now."""
+    def fork(self, how: str = "fork") -> int:
+        """A child that waits: its pid."""
+        child = self.tell(how)["child"][0]
+        self.children.append(child)
+        return child
+
+    def policies(self, name: str, pid: int | None = None) -> set[str]:
+        """Of all that a region comes to by now, in the program or in a child of it."""
         start, length = self.spans[name]
-        lines = [(line.start, str(line.policy)) for line in numa_maps.read(ROOT, self.popen.pid)]
+        lines = [(line.start, str(line.policy)) for line in numa_maps.read(ROOT, pid or self.popen.pid)]
         first = max(at for at, _ in lines if at <= start)
         return {shown for at, shown in lines if first <= at < start + length}
 
@@ -53,8 +63,8 @@ class Program:
                 found.update(line.pages)
         return found
 
-    def all(self, *names: str) -> set[str]:
-        return set().union(*(self.policies(name) for name in names))
+    def all(self, *names: str, pid: int | None = None) -> set[str]:
+        return set().union(*(self.policies(name, pid) for name in names))
 
     def by_name(self, name: str) -> str:
         """The policy of a mapping that the kernel names."""
@@ -62,5 +72,10 @@ class Program:
         return next(str(numa_maps.parse_line(line).policy) for line in text.split("\n") if name in line)
 
     def end(self) -> None:
+        for child in self.children:
+            os.kill(child, signal.SIGKILL)
         self.popen.kill()
         self.popen.communicate()
+        for child in self.children:
+            with contextlib.suppress(ChildProcessError):  # another reaps it
+                os.waitpid(child, 0)

@@ -2,7 +2,8 @@
 
 Each line of its input is a command and is answered by a line of JSON, name to [address, length]:
 `start`, `grow` (the heap, an allocation of malloc's and a mapping of its own), `code` (what was data becomes code),
-`exec` (the same program anew).
+`fork` (a child that waits: `child`, whose address is its pid), `orphan` (the same, of a child that ends at once),
+`remap NAME` (mremap(2) to elsewhere), `exec` (the same program anew).
 
 usage: regions_target.py SCALE, by which regions are larger than they need be.
 """
@@ -11,6 +12,7 @@ import ctypes
 import json
 import mmap
 import os
+import signal
 import sys
 import threading
 
@@ -21,6 +23,7 @@ MBIND = 237
 libc = ctypes.CDLL(None, use_errno=True)
 libc.sbrk.restype = ctypes.c_void_p
 libc.pthread_self.restype = ctypes.c_ulong
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
 kept: list[object] = []
 SCALE = int(sys.argv[1])
 PR_SET_THP_DISABLE = 41
@@ -67,6 +70,30 @@ def stack(name: str, spins: bool) -> None:
     threading.Event().wait()
 
 
+def fork(is_orphan: bool) -> int:
+    reader, writer = os.pipe()
+    if not os.fork():
+        if not is_orphan or not os.fork():
+            os.write(writer, b"%d\n" % os.getpid())
+            while True:
+                signal.pause()
+        os._exit(0)
+    child = int(os.read(reader, 32))
+    if is_orphan:
+        os.wait()
+    return child
+
+
+def remap(name: str) -> None:
+    start, length = found[name]
+    size = ctypes.c_size_t(length)
+    # Between guards, as what was there before.
+    free = libc.mmap(None, ctypes.c_size_t(length + 2 * PAGE), 0, PRIVATE, -1, ctypes.c_long(0))
+    fixed = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+    assert libc.mremap(ctypes.c_void_p(start), size, size, fixed, ctypes.c_void_p(free + PAGE)) == free + PAGE
+    found[name] = (free + PAGE, length)
+
+
 def start() -> None:
     found["heap"] = grow_heap(16 * SCALE)
     add("anon", 16 * SCALE)
@@ -88,7 +115,12 @@ def main() -> None:
     # Unbuffered: what is told to the program that it executes must not be read before.
     commands = os.fdopen(0, "rb", buffering=0)
     for line in iter(commands.readline, b""):
-        match line.decode().strip():
+        command, _, what = line.decode().strip().partition(" ")
+        match command:
+            case "fork" | "orphan":
+                found["child"] = (fork(command == "orphan"), 0)
+            case "remap":
+                remap(what)
             case "start":
                 start()
             case "grow":

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from hetmemd.engine.binding import Binder, Wish
+from hetmemd.engine.ledger import BOOT_ID, Ledger
+from hetmemd.engine.record import Record
+from hetmemd.engine.regionwise import Asked, Change
 from hetmemd.engine.steering import Steering
-from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
+from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
+from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory.headroom import BIND_RESERVE
+from hetmemd.memory.scope import scope
+from hetmemd.remote.result import Outcome
+from hetmemd.report.tally import Tally
 
 MANAGED, HIGH = 640000, 4000
 RESERVED = HIGH + MANAGED // 64
@@ -80,3 +88,53 @@ def test_L7_relative_nodes_are_folded_first(with_free: Callable[..., HasRoom]) -
     has_room = with_free(enough, 0, enough)
     assert not has_room(Mode.BIND, {1, 2}, nodes={0}, flag=Flag.RELATIVE_NODES)
     assert has_room(Mode.BIND, {1, 2}, nodes={1}, flag=Flag.RELATIVE_NODES)
+
+
+# -- regions
+
+BIND = Mempolicy(Mode.BIND, frozenset({0, 1}), Flag.STATIC_NODES)
+THEIRS = Mempolicy(Mode.BIND, frozenset({1}))
+GIVEN = Change(0, 4096, BIND, DEFAULT)
+GIVEN_BACK = Change(8192, 12288, THEIRS, THEIRS, undoes=True)
+TAKEN_AWAY = Change(16384, 20480, DEFAULT, DEFAULT, undoes=True)
+
+
+async def _possible(top: Path, allowed: frozenset[int], wish: Wish, todo: list[Change]) -> object:
+    root = Root(top)
+    root.path(BOOT_ID).parent.mkdir(parents=True, exist_ok=True)
+    root.path(BOOT_ID).write_text("boot")
+    ledger = Ledger(root)
+    unused: Callable[..., None] = lambda *_: None  # noqa: E731
+    binder = Binder(root, ledger, *[unused] * 6, Tally())  # type: ignore[call-arg, arg-type]
+    record = Record(ProcessId(10, int(1e9)), "a", "/a", None, allowed=allowed)
+    try:
+        return binder._possible(record, wish, todo)
+    finally:
+        binder.close()
+        ledger.close()
+
+
+def possible(top: Path, allowed: frozenset[int], *todo: Change, min_age: float = -1e12) -> object:
+    wish = Wish(Asked(BIND, scope(("anon",))), "", min_age)
+    return asyncio.run(_possible(top, allowed, wish, list(todo)))
+
+
+REFUSED = (Outcome.REFUSED, "headroom")
+
+
+def test_L7_regions_are_given_back_to_a_full_node_and_not_bound_to_one(
+    tmp_path: Path, with_free: Callable[..., HasRoom]
+) -> None:
+    with_free(RESERVED + BIND_RESERVE, 0)
+    both, full = frozenset({0, 1}), frozenset({1})
+    assert possible(tmp_path, both, GIVEN, GIVEN_BACK, TAKEN_AWAY) == ([GIVEN, GIVEN_BACK, TAKEN_AWAY], None)
+    # Of the policy's nodes the cpuset leaves the full one. What is given back waits for nothing.
+    assert possible(tmp_path, full, GIVEN, GIVEN_BACK, TAKEN_AWAY) == ([GIVEN_BACK, TAKEN_AWAY], REFUSED)
+    assert possible(tmp_path, full, GIVEN_BACK) == ([GIVEN_BACK], None)
+
+
+def test_a_young_process_is_given_back_what_it_had(tmp_path: Path, with_free: Callable[..., HasRoom]) -> None:
+    with_free(RESERVED + BIND_RESERVE, 0)
+    young = (Outcome.DEFERRED, "young")
+    assert possible(tmp_path, frozenset({0}), GIVEN, GIVEN_BACK, min_age=1e12) == ([GIVEN_BACK], young)
+    assert possible(tmp_path, frozenset({0}), GIVEN_BACK, min_age=1e12) == ([GIVEN_BACK], None)
