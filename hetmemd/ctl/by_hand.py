@@ -41,7 +41,7 @@ def run(chosen: argparse.Namespace, show: Show) -> int:
         print(f"hetmemctl: {owner}", file=sys.stderr)
     told = {"schema": 1, **told, "owner": owner or None}
     show(chosen, told, lambda paint: move_lines(told, paint) if is_move else bind_lines(told, paint))
-    return 1 if told.get("failed") or told.get("failed_pages") else 0
+    return 1 if told.get("failed") or told.get("failed_pages") or told.get("stopped") else 0
 
 
 def choice_of(text: str | None, kinds: frozenset[str]) -> Choice:
@@ -114,9 +114,11 @@ def move_lines(told: Answer, paint: Paint) -> list[str]:
     rows = [f"{paint('title', 'before')}  {_placed(told['before'])}"]
     if told["dry_run"]:
         return [*rows, f"would move {size(told['before']['misplaced_bytes'])}"]
-    rows.append(f"{paint('title', 'after')}   {_placed(told['after'])}")
+    if "after" in told:
+        rows.append(f"{paint('title', 'after')}   {_placed(told['after'])}")
     rows.append(f"moved {size(told['moved_bytes'])} in {told['seconds']:.1f} s")
-    return rows + [f"  stayed: {count} pages, {why}" for why, count in sorted(told["failed_pages"].items())]
+    rows += [f"  stayed: {count} pages, {why}" for why, count in sorted(told["failed_pages"].items())]
+    return rows + ([f"stopped: {told['stopped']}"] if told["stopped"] else [])
 
 
 def _placed(where: Answer) -> str:

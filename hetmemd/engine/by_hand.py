@@ -14,11 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from hetmemd.engine.balancing import target_of
-from hetmemd.engine.decide import issuable, shows
-from hetmemd.engine.regionwise import ALWAYS, ON_CONDITION, TAKES_HOME, Change, joined
-from hetmemd.kernel import nodelist, procfs
+from hetmemd.engine.by_hand_brakes import ByHandBrakes, RefusedError
+from hetmemd.engine.clearance import Clearance
+from hetmemd.engine.decide import issuable, nodes_within, shows
+from hetmemd.engine.regionwise import ALWAYS, ON_CONDITION, TAKES_HOME, Asked, Change, joined
+from hetmemd.kernel import nodelist, pages, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mode
+from hetmemd.kernel.pagemap import Pagemap
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
@@ -28,6 +33,7 @@ from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.plan import Target
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.memory.regions import ACTED_ON, Region
+from hetmemd.memory.scope import scope
 from hetmemd.memory.targets import Share, all_of
 from hetmemd.policy import placing
 from hetmemd.policy.effective import Placement
@@ -36,15 +42,13 @@ from hetmemd.policy.placing import Confines
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.regions import HomeNode, RegionCall
 
-BIND_RESERVE = 16384
-"""Pages (64 MiB) that must be free on the nodes of a `bind`, above what moving leaves alone (L7)."""
 STEP = 64 << 20
+CHUNK = 16384
+"""Pages that are asked for at once."""
+SLICE = 256
+"""Calls between two looks at the kill switch."""
 PRIVATE = frozenset({"heap", "anon"})
 """What is bound where nothing is said: what moves with a program's data."""
-
-
-class RefusedError(RuntimeError):
-    """Nothing is done; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,54 @@ def placement_of(request: Request, found: Found, machine: Machine) -> Placement:
     return placed.placement
 
 
+def exactly(root: Root, found: Found, chosen: Sequence[Region]) -> list[Region]:
+    """The chosen regions with the pages that lie within them: numa_maps counts those of whole mappings."""
+    whole = {(region.start, region.end) for region in found.regions if not region.is_part}
+    return [
+        region
+        if (region.start, region.end) in whole
+        else replace(region, pages_by_node=_pages(root, found, region.start, region.end), is_part=False)
+        for region in chosen
+    ]
+
+
+def _pages(root: Root, found: Found, start: int, end: int) -> Counter[int]:
+    """By node, in units of 4 KiB."""
+    counted: Counter[int] = Counter()
+    with Pagemap(root, found.process.pid, found.tid) as pagemap:
+        while start < end:
+            there = pagemap.present(start, end, CHUNK)
+            nodes = pages.query(found.tid, there.addresses)
+            for node in np.unique(nodes[nodes >= 0]).tolist():
+                counted[node] += int(there.sizes[nodes == node].sum())
+            start = there.next
+    return counted
+
+
 # -- bind
 
 
-def changes(chosen: Sequence[Region], placement: Placement, found: Found, machine: Machine, overrides: bool) -> Changes:
-    """Which mbind calls bring the chosen regions to the placement. Pure."""
+def cleared(root: Root, chosen: Sequence[Region], placement: Placement, found: Found) -> frozenset[int]:
+    """Starts of the regions of shared and huge memory that may be bound: as for the daemon, but that by hand nobody
+    speaks for other processes that map the same."""
+    clearance = Clearance(root, lambda path: Asked(None, scope(("all",))))
+    huge = [region for region in chosen if region.kind == "hugetlb"]
+    if placement.mempolicy == DEFAULT:
+        free = frozenset(region.start for region in huge)
+    else:
+        free = clearance.huge(huge, placement.mempolicy, found.allowed)
+    return free | clearance.alone(chosen, found.process.pid)
+
+
+def changes(
+    chosen: Sequence[Region],
+    placement: Placement,
+    found: Found,
+    machine: Machine,
+    overrides: bool,
+    cleared: frozenset[int] = frozenset(),
+) -> Changes:
+    """Which mbind calls bring the chosen regions to the placement. `cleared` as for `decide_regions`. Pure."""
     policy = issuable(placement.mempolicy, machine)
     home = placement.home_node if policy.mode in TAKES_HOME else None
     made: list[Change] = []
@@ -112,9 +159,17 @@ def changes(chosen: Sequence[Region], placement: Placement, found: Found, machin
             left["has it already"] += 1
         elif region.is_bound and not overrides:
             left["has a policy of its own (--override)"] += 1
+        elif region.kind in ON_CONDITION and region.start not in cleared:
+            left[_UNCLEARED[region.kind]] += 1
         else:
             made.append(Change(region.start, region.end, policy, DEFAULT, home))
     return Changes(tuple(joined(made)), left)
+
+
+_UNCLEARED = {
+    "shm": "shm: other processes map it, or may",
+    "hugetlb": "hugetlb: its nodes do not have as many free huge pages",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,29 +183,40 @@ class Changes:
         return sum(change.end - change.start for change in self.made)
 
 
-async def bind(root: Root, found: Found, wanted: Changes) -> dict[str, Any]:
+def check_headroom(headroom: Headroom, wanted: Changes, allowed: frozenset[int]) -> None:
+    """`RefusedError` (L7)."""
+    policies = {change.policy for change in wanted.made if change.policy.mode is Mode.BIND}
+    if not all(headroom.bears(nodes_within(policy, allowed)) for policy in policies):
+        raise RefusedError("the nodes have no headroom: bind could end in the out-of-memory killer (L7)")
+
+
+async def bind(root: Root, found: Found, wanted: Changes, brakes: ByHandBrakes) -> dict[str, Any]:
     """Have them made; what became of each."""
-    for change in wanted.made:
-        if change.policy.mode is Mode.BIND:
-            headroom = Headroom(root)
-            if sum(headroom.room(node) for node in change.policy.nodes) < BIND_RESERVE:
-                raise RefusedError("the nodes have no headroom: bind could end in the out-of-memory killer (L7)")
     calls: list[RegionCall] = [call for change in wanted.made for call in change.calls]
+    failed: Counter[str] = Counter()
+    done, pauses = 0, [0]
     tracer = Tracer(root)
     try:
-        result = await tracer.bind(found.process, calls)
+        for begin in range(0, len(calls), SLICE):
+            some = calls[begin : begin + SLICE]
+            if why := brakes.switch():
+                failed[why] += len(calls) - begin
+                break
+            result = await tracer.bind(found.process, some)
+            failed.update(os.strerror(code) for code in result.errnos if code)
+            pairs = zip(some, result.errnos, strict=False)
+            done += sum(not code and not isinstance(call, HomeNode) for call, code in pairs)
+            pauses += result.pauses_ns
+            if result.outcome.value != "applied":
+                failed[result.reason or result.outcome.value] += len(calls) - begin - len(result.errnos)
+                break
     finally:
         tracer.close()
-    failed = Counter(os.strerror(code) for code in result.errnos if code)
-    done = sum(not code and not isinstance(call, HomeNode) for call, code in zip(calls, result.errnos, strict=False))
-    if result.outcome.value != "applied":
-        failed[result.reason or result.outcome.value] += len(calls) - len(result.errnos)
-    longest = max(result.pauses_ns, default=0)
     return {
         "bound": done,
         "failed": dict(failed),
-        "stops": len(result.pauses_ns),
-        "longest_stop_seconds": longest / 1e9,
+        "stops": len(pauses) - 1,
+        "longest_stop_seconds": max(pauses) / 1e9,
     }
 
 
@@ -175,9 +241,9 @@ def target_for(placement: Placement, found: Found, machine: Machine) -> Target:
     return target
 
 
-def placed(found: Sequence[Region], share: Share) -> dict[str, Any]:
+def placed(chosen: Sequence[Region], share: Share) -> dict[str, Any]:
     """Where what is chosen lies, and what of it lies wrong: the least that has to move."""
-    figures = measure.of_regions(found, share)
+    figures = measure.of_regions(chosen, share)
     return {
         "bytes_by_node": {str(node): size for node, size in sorted(figures.bytes_by_node.items())},
         "misplaced_bytes": int(figures.misplaced),
@@ -185,30 +251,37 @@ def placed(found: Sequence[Region], share: Share) -> dict[str, Any]:
     }
 
 
-def move(
-    root: Root, found: Found, share: Share, span: tuple[int, int] | None, rate: int, progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """One pass, at most `rate` bytes a second. Blocks until it is over."""
-    mover = ProcessPass(root, found.process, share, within=span)
+def move(mover: ProcessPass, rate: int, stop: Callable[[], str], progress: Callable[[int], None]) -> dict[str, Any]:
+    """One pass, at most `rate` bytes a second. Blocks until it is over, or `stop` says why it has to be."""
     moved, failed = 0, Counter[str]()
     began = time.monotonic()
-    while True:
+    while not (stopped := stop()):
         result = mover.step(STEP)
         moved += result.bytes_moved
         failed.update(result.failed)
         progress(moved)
         if result.done:
+            stopped = "the process is gone" if result.gone else ""
             break
-        time.sleep(max(moved / rate - (time.monotonic() - began), 0.0))
-    return {"moved_bytes": moved, "failed_pages": dict(failed), "seconds": time.monotonic() - began}
+        owed = moved / rate - (time.monotonic() - began)
+        # Left alone for as long as the step took, as by the daemon: half of the time is the process's own.
+        time.sleep(max(owed, result.wait, result.seconds))
+    return {
+        "moved_bytes": moved,
+        "failed_pages": dict(failed),
+        "seconds": time.monotonic() - began,
+        "stopped": stopped or None,
+    }
 
 
 def run_bind(root: Root, pid: int, choice: Choice, request: Request, overrides: bool, dry_run: bool) -> dict[str, Any]:
     """`hetmemctl bind`, as plain data."""
     machine = topology.read(root)
-    found = look(root, pid, machine)
+    brakes, found = _looked_at(root, pid, machine, dry_run)
     placement = placement_of(request, found, machine)
-    wanted = changes(choice.cut(found.regions), placement, found, machine, overrides)
+    chosen = exactly(root, found, choice.cut(found.regions))
+    wanted = changes(chosen, placement, found, machine, overrides, cleared(root, chosen, placement, found))
+    check_headroom(Headroom(root), wanted, found.allowed)
     told: dict[str, Any] = {
         "pid": pid,
         "policy": str(issuable(placement.mempolicy, machine)),
@@ -218,7 +291,7 @@ def run_bind(root: Root, pid: int, choice: Choice, request: Request, overrides: 
         "dry_run": dry_run,
     }
     if not dry_run and wanted.made:
-        told |= asyncio.run(bind(root, found, wanted))
+        told |= asyncio.run(bind(root, found, wanted, brakes))
     return told
 
 
@@ -233,13 +306,33 @@ def run_move(
 ) -> dict[str, Any]:
     """`hetmemctl move`, as plain data."""
     machine = topology.read(root)
-    found = look(root, pid, machine)
+    brakes, found = _looked_at(root, pid, machine, dry_run)
     share = share_of(choice, target_for(placement_of(request, found, machine), found, machine))
-    told: dict[str, Any] = {"pid": pid, "before": placed(found.regions, share), "dry_run": dry_run}
+    before = placed(exactly(root, found, choice.cut(found.regions)), share)
+    told: dict[str, Any] = {"pid": pid, "before": before, "dry_run": dry_run}
     if not dry_run:
-        told |= move(root, found, share, choice.span, rate, progress)
-        told["after"] = placed(regions.read(root, pid, procfs.living_thread(root, pid)), share)
+        mover = ProcessPass(root, found.process, share, within=choice.span)
+        told |= move(mover, rate, lambda: brakes.switch() or _shares(brakes, pid), progress)
+        if not told["stopped"]:
+            now = look(root, pid, machine)
+            told["after"] = placed(exactly(root, now, choice.cut(now.regions)), share)
     return told
+
+
+def _shares(brakes: ByHandBrakes, pid: int) -> str:
+    try:
+        return brakes.shares_memory(pid)
+    except OSError:
+        return "the process is gone"
+
+
+def _looked_at(root: Root, pid: int, machine: Machine, dry_run: bool) -> tuple[ByHandBrakes, Found]:
+    """What is refused is refused before anything of the process is read."""
+    brakes = ByHandBrakes(root)
+    if not dry_run and (why := brakes.switch()):
+        raise RefusedError(why)
+    brakes.check(procfs.identify(root, pid))
+    return brakes, look(root, pid, machine)
 
 
 MOVABLE = ACTED_ON

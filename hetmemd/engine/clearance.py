@@ -43,22 +43,33 @@ class Clearance:
         """Starts of the regions (of one process) that may be bound. `OSError` where /proc cannot be listed."""
         shared = [region for region in found if region.kind == "shm" and asked.of("shm") is not None]
         huge = [region for region in found if region.kind == "hugetlb" and asked.of("hugetlb") is not None]
-        starts = self._huge(huge, asked.of("hugetlb"), allowed)
-        if shared:
-            with self._lock:
-                self._read_mappers()
-            wishes: dict[int, Mempolicy | None] = {}
-            starts |= {region.start for region in shared if self._agree(region, asked.of("shm"), wishes)}
-        return frozenset(starts)
+        starts = self.huge(huge, asked.of("hugetlb"), allowed)
+        wishes: dict[int, Mempolicy | None] = {}
+        agreed = {region.start for region in self._mapped(shared) if self._agree(region, asked.of("shm"), wishes)}
+        return starts | agreed
 
     # -- shared memory
 
+    def alone(self, found: Iterable[Region], pid: int) -> frozenset[int]:
+        """Starts of the regions of shared memory (of one process) that no other process maps. `OSError` as above."""
+        mapped = self._mapped([region for region in found if region.kind == "shm"])
+        return frozenset(region.start for region in mapped if self._mappers[region.file] == {pid})
+
+    def _mapped(self, shared: Sequence[Region]) -> list[Region]:
+        """Those of which it is known who maps them, and that nobody maps as code."""
+        if not shared:
+            return []
+        with self._lock:
+            self._read_mappers()
+        return [
+            region
+            for region in shared
+            if region.is_shared and self._mappers.get(region.file) and region.file not in self._code
+        ]
+
     def _agree(self, region: Region, wanted: Mempolicy | None, wishes: dict[int, Mempolicy | None]) -> bool:
         """Whether all who map the object want this policy for it."""
-        mappers = self._mappers.get(region.file)
-        if not mappers or region.file in self._code or not region.is_shared:
-            return False
-        for pid in mappers:
+        for pid in self._mappers[region.file]:
             if pid not in wishes:
                 wishes[pid] = self._wish(pid)
             if wishes[pid] != wanted:
@@ -96,8 +107,9 @@ class Clearance:
 
     # -- huge pages
 
-    def _huge(self, found: Sequence[Region], wanted: Mempolicy | None, allowed: frozenset[int]) -> set[int]:
-        """What is not there yet of a region must find free pages on the nodes, and no two regions the same."""
+    def huge(self, found: Iterable[Region], wanted: Mempolicy | None, allowed: frozenset[int]) -> frozenset[int]:
+        """Starts of the regions of huge pages that may have this policy. What is not there yet of a region must find
+        free pages on the nodes, and no two regions the same."""
         starts: set[int] = set()
         free: dict[int, int] = {}
         for region in found:
@@ -110,7 +122,7 @@ class Clearance:
             if lacking <= free[region.page_size]:
                 free[region.page_size] -= lacking
                 starts.add(region.start)
-        return starts
+        return frozenset(starts)
 
     def _free(self, node: int, size: int) -> int:
         """Documentation/admin-guide/mm/hugetlbpage.rst."""

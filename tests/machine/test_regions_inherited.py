@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, fresh_path, policy
+from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, policy
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.root
@@ -35,21 +35,6 @@ def reaper() -> Generator[None, None, None]:
     assert not libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
     assert not libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
-    daemon = Daemon(tmp_path)
-    daemon.start()
-    yield daemon
-    daemon.end()
-
-
-@pytest.fixture
-def group() -> Generator[Group, None, None]:
-    group = Group(fresh_path())
-    yield group
-    group.remove()
 
 
 @pytest.fixture

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from hetmemd.ctl import by_hand as commands
 from hetmemd.ctl import regions as shown
+from hetmemd.ctl import text
 from hetmemd.engine import by_hand
 from hetmemd.engine.by_hand import Choice, Found
 from hetmemd.engine.regionwise import Change
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.memory import plan
+from hetmemd.memory.rebalance import StepResult
 from hetmemd.memory.regions import Region
 from hetmemd.policy.effective import Placement
 from tests.unit.policy.given import DRAM_CXL
@@ -95,6 +99,47 @@ def test_what_the_application_bound_is_left_unless_told_otherwise() -> None:
     # Taking away is no contest with anybody who has nothing.
     gone = by_hand.changes(process.regions, Placement(DEFAULT), process, DRAM_CXL, True)
     assert [(change.start, change.end) for change in gone.made] == [(0, 10 * PAGE), (20 * PAGE, 30 * PAGE)]
+
+
+def test_shared_and_huge_memory_only_where_it_is_cleared() -> None:
+    process = found(region(0, 10, "shm"), region(20, 30, "shm"), region(40, 50, "hugetlb"))
+    told = by_hand.changes(process.regions, Placement(BIND), process, DRAM_CXL, True, frozenset({20 * PAGE}))
+    assert [(change.start, change.end) for change in told.made] == [(20 * PAGE, 30 * PAGE)]
+    assert [why.partition(":")[0] for why in told.left] == ["shm", "hugetlb"]
+
+
+class _Mover:
+    """Pages that are busy until a while has passed."""
+
+    def __init__(self, *results: StepResult) -> None:
+        self.results = list(results)
+        self.steps = 0
+        self.until = 0.0
+
+    def step(self, allow_bytes: int) -> StepResult:
+        self.steps += 1
+        if time.monotonic() < self.until:
+            return StepResult(wait=self.until - time.monotonic())
+        result = self.results.pop(0)
+        self.until = time.monotonic() + max(result.wait, result.seconds)
+        return result
+
+
+@pytest.mark.parametrize("result", [StepResult(wait=0.2), StepResult(bytes_moved=PAGE, seconds=0.2)])
+def test_moving_waits_for_busy_pages_and_leaves_the_target_half_of_the_time(result: StepResult) -> None:
+    mover = _Mover(result, StepResult(bytes_moved=PAGE, done=True))
+    told = by_hand.move(mover, 1 << 30, lambda: "", lambda moved: None)  # type: ignore[arg-type]
+    assert mover.steps <= 3
+    assert told["stopped"] is None
+
+
+def test_moving_stops_when_it_has_to() -> None:
+    words = iter(["", "", "the kill switch is on"])
+    mover = _Mover(*[StepResult(bytes_moved=PAGE)] * 9)
+    told = by_hand.move(mover, 1 << 30, lambda: next(words), lambda moved: None)  # type: ignore[arg-type]
+    assert (told["stopped"], told["moved_bytes"], mover.steps) == ("the kill switch is on", 2 * PAGE, 2)
+    told = {"before": {"bytes_by_node": {}, "distance": 0.0}, "dry_run": False, **told}
+    assert "stopped: the kill switch is on" in commands.move_lines(told, text.Paint(False))
 
 
 def test_what_lies_wrong_is_what_would_move() -> None:

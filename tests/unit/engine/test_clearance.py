@@ -56,6 +56,14 @@ def test_private_mappings_are_no_matter_of_others(tmp_path: Path) -> None:
     assert clearance(tmp_path).cleared([shared(1)], BIND, NODES)
 
 
+def test_shared_memory_that_nobody_else_maps(tmp_path: Path) -> None:
+    process(tmp_path, 10, "/a", line(1) + line(2) + line(3, "r-xs"))
+    process(tmp_path, 11, "/a", line(2))
+    found = [clearance(tmp_path).alone([shared(inode)], 10) for inode in (1, 2, 3, 4)]
+    assert [bool(starts) for starts in found] == [True, False, False, False]
+    assert not clearance(tmp_path).alone([shared(1)], 12)
+
+
 def test_a_process_that_goes_meanwhile_is_no_obstacle(tmp_path: Path) -> None:
     process(tmp_path, 10, "/a", line(1))
     (tmp_path / "proc/11").mkdir()
