@@ -3,7 +3,7 @@
 Each line of its input is a command and is answered by a line of JSON, name to [address, length]:
 `start`, `grow` (the heap, an allocation of malloc's and a mapping of its own), `code` (what was data becomes code),
 `fork` (a child that waits: `child`, whose address is its pid), `orphan` (the same, of a child that ends at once),
-`remap NAME` (mremap(2) to elsewhere), `exec` (the same program anew).
+`remap NAME` (mremap(2) to elsewhere), `bind NAME NODE` (mbind(2), by itself), `exec` (the same program anew).
 
 usage: regions_target.py SCALE, by which regions are larger than they need be.
 """
@@ -47,10 +47,10 @@ def add(name: str, pages: int, flags: int = PRIVATE, protection: int = WRITABLE,
     found[name] = (base + PAGE, pages * PAGE)
 
 
-def bind(name: str) -> None:
-    """By the application itself, to node 0."""
+def bind(name: str, node: int) -> None:
+    """By the application itself."""
     start, length = found[name]
-    mask = ctypes.c_ulong(1)
+    mask = ctypes.c_ulong(1 << node)
     where = (ctypes.c_void_p(start), ctypes.c_ulong(length))
     assert not libc.syscall(MBIND, *where, 2, ctypes.byref(mask), ctypes.c_ulong(65), 0)
 
@@ -98,7 +98,7 @@ def start() -> None:
     found["heap"] = grow_heap(16 * SCALE)
     add("anon", 16 * SCALE)
     add("own", 16 * SCALE)
-    bind("own")
+    bind("own", 0)
     add("code", 4, protection=WRITABLE | mmap.PROT_EXEC)
     add("shared", 4, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     memfd = os.memfd_create("regions")
@@ -115,12 +115,14 @@ def main() -> None:
     # Unbuffered: what is told to the program that it executes must not be read before.
     commands = os.fdopen(0, "rb", buffering=0)
     for line in iter(commands.readline, b""):
-        command, _, what = line.decode().strip().partition(" ")
+        command, *what = line.decode().split()
         match command:
             case "fork" | "orphan":
                 found["child"] = (fork(command == "orphan"), 0)
             case "remap":
-                remap(what)
+                remap(*what)
+            case "bind":
+                bind(what[0], int(what[1]))
             case "start":
                 start()
             case "grow":

@@ -9,14 +9,15 @@ import json
 import mmap
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from hetmemd.kernel import maps, numa_maps, procfs
+from hetmemd.kernel import numa_maps, procfs
 from hetmemd.kernel.root import Root
-from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, fresh_path, policy, shown
+from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, policy, shown, where_all_can_be_seen
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.root
@@ -24,21 +25,6 @@ ROOT = Root()
 CHECKOUT = Path(__file__).parents[2]
 INCLUSIVE = 'memory = ["heap", "anon"]\n'
 EXCLUSIVE = 'memory = ["all", "!stack", "!exec"]\n'
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Generator[Daemon, None, None]:
-    daemon = Daemon(tmp_path)
-    daemon.start()
-    yield daemon
-    daemon.end()
-
-
-@pytest.fixture
-def group() -> Generator[Group, None, None]:
-    group = Group(fresh_path())
-    yield group
-    group.remove()
 
 
 @pytest.fixture
@@ -95,7 +81,7 @@ def test_the_exclusive_form(daemon: Daemon, group: Group, program: Program) -> N
     eventually("T3: undone", lambda: program.all("heap", "anon") == {"default"})
 
 
-def test_an_exec_ends_it_and_a_child_has_it(daemon: Daemon, group: Group, program: Program) -> None:
+def test_an_exec_ends_it(daemon: Daemon, group: Group, program: Program) -> None:
     daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
     eventually("bound", lambda: program.all("heap", "anon") == {INTERLEAVE})
     program.say("exec")
@@ -111,10 +97,13 @@ def test_L1_a_daemon_that_starts_again_changes_nothing_and_knows_its_own(
     daemon.drop("50-a.toml", policy(group.path, more=EXCLUSIVE))
     eventually("bound", lambda: program.all("asleep", "busy") == {"local"})
     daemon.stop()
-    before = procfs.stat(ROOT, pid)
+    told = daemon.journal.read_text().count(f"[{pid}]")
     daemon.start()
+    # By the time that it works it has looked at all that there is.
+    assert daemon.metric("region_reads_total") >= 1
     assert daemon.metric("regions_bound_total") == 0
-    assert before.start == procfs.stat(ROOT, pid).start
+    assert daemon.journal.read_text().count(f"[{pid}]") == told, "nothing was done to it"
+    assert program.all("asleep", "busy") == {"local"}
     (daemon.files / "50-a.toml").unlink()
     eventually("undone", lambda: program.all("asleep", "busy", "heap") == {"default"})
 
@@ -133,30 +122,39 @@ def test_T4_the_regions_of_a_task_with_its_own_policy_are_its_own(daemon: Daemon
             popen.kill()
 
 
-def all_can_be_looked_at() -> bool:
-    for pid in procfs.pids(ROOT):
-        try:
-            maps.read(ROOT, pid)
-        except PermissionError:
-            return False
-        except OSError:
-            continue
-    return True
-
-
-def test_shared_memory_is_bound_where_all_who_map_it_agree(daemon: Daemon, group: Group, program: Program) -> None:
+def test_shared_memory_is_bound_where_all_who_map_it_agree(tmp_path: Path, group: Group, program: Program) -> None:
     pid = program.popen.pid
+    daemon = Daemon(tmp_path, where_all_can_be_seen())
+    daemon.start()
     descriptors = Path(f"/proc/{pid}/fd")
     memfd = next(path for path in descriptors.iterdir() if "memfd:regions" in str(path.readlink()))
     with memfd.open("r+b") as opened, mmap.mmap(opened.fileno(), 4096):
         # This process maps it too, and no policy reaches it.
         daemon.drop("50-a.toml", policy(group.path, more='memory = ["anon", "shm"]\n'))
-        # Where a process does not let even root see what it maps, it may map anything.
-        shown = INTERLEAVE if all_can_be_looked_at() else "default"
-        eventually("its own is bound", lambda: (program.all("anon"), program.all("shared")) == ({INTERLEAVE}, {shown}))
+        eventually("its own is bound", lambda: program.all("anon", "shared") == {INTERLEAVE})
         assert program.all("memfd", "heap", "asleep", "busy") == {"default"}
     (daemon.files / "50-a.toml").unlink()
     eventually("L3: undone", lambda: program.all("anon", "shared") == {"default"})
+    daemon.end()
+
+
+def test_min_age_keeps_regions_of_younger_processes_from_being_bound(daemon: Daemon, group: Group) -> None:
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE + 'min_age = "4s"\n'))
+    program = Program()
+    try:
+        process = procfs.identify(ROOT, program.popen.pid)
+        group.take(process.pid)
+        eventually("said", lambda: (daemon.explain(process.pid)["task"] or {}).get("reason") == "young")
+        assert (daemon.explain(process.pid)["task"] or {}).get("outcome") == "deferred"
+        while program.all("heap", "anon") == {"default"}:
+            age = procfs.age(process)
+            assert age < PATIENCE
+            time.sleep(0.01)
+        # The age was asked for before the regions were bound.
+        assert procfs.age(process) >= 4
+        eventually("bound", lambda: program.all("heap", "anon") == {INTERLEAVE})
+    finally:
+        program.end()
 
 
 def hetmemctl(*words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -188,10 +186,38 @@ def test_by_hand(program: Program) -> None:
     }
     assert (regions[start]["kind"], regions[start]["policy"], regions[start]["is_bound"]) == ("anon", "local", True)
     assert regions[program.spans["code"][0]]["kind"] == "exec"
-    other = hetmemctl("explain", pid, "--regions", user="nobody")
-    assert (other.returncode, other.stdout) == (1, "")
-    assert "root" in other.stderr
-    moved = hetmemctl("move", pid, "--weights", "0=1", "--json")
-    assert json.loads(moved.stdout)["after"]["distance"] == 0, moved.stderr
     assert hetmemctl("bind", "1", "--mode", "local").returncode == 1, "init is never touched (T5)"
     assert hetmemctl("bind", pid, "heep", "--mode", "local").returncode == 2
+
+
+SLEEPS = "import ctypes, sys, time; ctypes.CDLL(None).prctl(4, int(sys.argv[1])); print(flush=True); time.sleep(1000)"
+
+
+@pytest.mark.parametrize(
+    ("whose", "is_dumpable", "who", "is_shown"),
+    [
+        ("nobody", True, "nobody", True),
+        ("nobody", True, "daemon", False),
+        ("nobody", False, "nobody", False),
+        ("nobody", False, None, True),
+        (None, True, "nobody", False),
+    ],
+    ids=["its own user", "another user", "not dumpable", "root", "of root"],
+)
+def test_regions_are_shown_to_whom_the_kernel_shows_them(
+    whose: str | None, is_dumpable: bool, who: str | None, is_shown: bool
+) -> None:
+    command = [sys.executable, "-c", SLEEPS, str(int(is_dumpable))]  # PR_SET_DUMPABLE
+    with subprocess.Popen(command, stdout=subprocess.PIPE, user=whose) as popen:
+        try:
+            assert popen.stdout
+            popen.stdout.readline()
+            told = hetmemctl("explain", str(popen.pid), "--regions", "--json", user=who)
+            if is_shown:
+                assert told.returncode == 0, told.stderr
+                assert {"heap", "stack", "exec"} <= set(json.loads(told.stdout)["kinds"])
+            else:
+                assert (told.returncode, told.stdout) == (1, "")
+                assert "root, and to its own user" in told.stderr
+        finally:
+            popen.kill()

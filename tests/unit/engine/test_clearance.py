@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.regionwise import Asked
+from hetmemd.kernel import maps
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 from hetmemd.memory.regions import Region
@@ -48,6 +50,22 @@ def test_shared_memory_where_all_who_map_it_want_the_same(tmp_path: Path) -> Non
     process(tmp_path, 13, "/elsewhere", line(3))
     found = [clearance(tmp_path).cleared([shared(inode)], BIND, NODES) for inode in (1, 2, 3, 4, 5)]
     assert [bool(starts) for starts in found] == [True, False, False, False, False]
+
+
+def test_where_not_all_can_be_looked_into_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process(tmp_path, 10, "/a", line(1))
+    process(tmp_path, 11, "/elsewhere", line(2))
+    read = maps.read
+
+    def without_the_right(root: Root, pid: int, tid: int | None = None) -> list[maps.Mapping]:
+        if pid == 11:
+            raise PermissionError(errno.EACCES, "", "maps")
+        return read(root, pid, tid)
+
+    assert clearance(tmp_path).cleared([shared(1)], BIND, NODES)
+    monkeypatch.setattr(maps, "read", without_the_right)
+    assert not clearance(tmp_path).cleared([shared(1)], BIND, NODES)
+    assert not clearance(tmp_path).alone([shared(1)], 10)
 
 
 def test_private_mappings_are_no_matter_of_others(tmp_path: Path) -> None:
