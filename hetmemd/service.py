@@ -41,7 +41,8 @@ from hetmemd.report.tally import Tally
 from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
 from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError, UnsettledError
-from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint
+from hetmemd.watch.connector import ConnectorSource
+from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint, TaskHint
 from hetmemd.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Service:
         self._limitations: set[str] = set()
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
-        self._brakes = Brakes(root, self._ledger, found.brakes, self._rescan)
+        self._brakes = Brakes(root, self._ledger, found.brakes, self._rescan, self._look_again)
         self._steering = Steering(
             root,
             self._ledger,
@@ -256,8 +257,13 @@ class Service:
 
     def _deliver(self, hints: Sequence[Hint]) -> None:
         for hint in hints:
-            if isinstance(hint, CrashHint):
-                self._brakes.crashed(hint.pid, hint.signal, hint.dumped)
+            match hint:
+                case CrashHint():
+                    self._brakes.crashed(hint.pid, hint.signal, hint.dumped)
+                case TaskHint(pid=pid, why="exit"):
+                    self._brakes.ended(pid)
+                case LostHint(source=ConnectorSource.name):
+                    self._brakes.lost()
         self._engine.deliver(hints)
         if any(isinstance(hint, (FilesHint, LostHint)) for hint in hints):
             self._reload()
@@ -325,6 +331,9 @@ class Service:
         if self._brakes.holds.damage:
             return f"{self._brakes.holds.damage}: hetmemctl release --all"
         return next((name for name in OBSERVE_FILES if self._root.path(name).exists()), "")
+
+    def _look_again(self, pid: int) -> None:
+        self._engine.look_again(pid)
 
     def _rescan(self) -> None:
         """What is held is another than it was, and that may be what turned the kill switch."""

@@ -13,10 +13,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hetmemd.engine.braking import UNTOLD, Permit
+from hetmemd.engine.braking import Permit
 from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark, nodes_within
 from hetmemd.engine.heritage import Heritage
@@ -75,9 +76,11 @@ class Brakes(Protocol):
 
     def undone(self, process: ProcessId, cgroup: str) -> bool: ...
 
+    def turn(self, process: ProcessId) -> AbstractAsyncContextManager[None]: ...
+
     def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
 
-    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None: ...
+    def done(self, process: ProcessId, policy: str, granted: int, stops: int, ended: bool = False) -> None: ...
 
 
 Witness = Callable[[str, str, ProcessId, str, int, int, Mapping[str, int]], None]
@@ -303,10 +306,6 @@ class Binder:
                 break
             some = calls[begin : begin + SLICE]
             key = "" if all(change.undoes for _, change in some) else wish.key
-            permit = self._brakes.permit(record.process, key, 1)
-            if not permit.granted:
-                hindrance = (permit.outcome, permit.reason)
-                break
             result = await self._bind(record.process, key, [call for call, _ in some])
             for pause in result.pauses_ns:
                 self._tally.pause(pause / 1e9)
@@ -330,13 +329,18 @@ class Binder:
         return bool(bound or undone), hindrance
 
     async def _bind(self, process: ProcessId, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
-        stopped = 1  # whoever is cancelled in between may have stopped one
-        try:
-            result = await self._acts.bind(process, calls)
-            stopped = min(1, len(result.pauses_ns) + (result.reason in UNTOLD))
-        finally:
-            self._brakes.done(process, key, 1, stopped)
-        return result
+        """As far as the brakes allow it: how many stops it takes is known, and paid for, afterwards."""
+        async with self._brakes.turn(process):
+            permit = self._brakes.permit(process, key, 1)
+            if not permit.granted:
+                return RegionsResult(permit.outcome, permit.reason, 0, (), ())
+            stops, ended = 1, False  # whoever is cancelled in between may have stopped one
+            try:
+                result = await self._acts.bind(process, calls)
+                stops, ended = result.stops, bool(result.stops and result.outcome is Outcome.GONE)
+            finally:
+                self._brakes.done(process, key, 1, stops, ended)
+            return result
 
     def _intend(self, process: ProcessId, state: State, changes: Sequence[Change]) -> None:
         """In the ledger before the act: a daemon that dies in between still knows its own."""

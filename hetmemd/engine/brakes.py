@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hetmemd.kernel.procfs import Executable, ProcessId
@@ -30,39 +30,65 @@ class Watch:
         self.seconds = seconds
         self._acts: OrderedDict[ProcessId, Act] = OrderedDict()
         """Oldest first."""
+        self._by_pid: dict[int, ProcessId] = {}
+        """The latest process that had each pid."""
 
     def acted(self, process: ProcessId, act: Act) -> Act | None:
         """Gives the one before."""
         before = self._acts.pop(process, None)
         self._acts[process] = act
+        self._by_pid[process.pid] = process
         while self._acts and next(iter(self._acts.values())).at < act.at - self.seconds:
-            self._acts.popitem(last=False)
+            self._drop(next(iter(self._acts)))
         return before
 
-    def forget(self, process: ProcessId, before: Act | None) -> None:
+    def forget(self, process: ProcessId, before: Act | None = None) -> None:
         """The last act did not touch it: the one before holds. It goes on in its place, which is late enough."""
         if before is None:
-            self._acts.pop(process, None)
+            self._drop(process)
         elif process in self._acts:
             self._acts[process] = before
 
     def died(self, pid: int, at: float) -> tuple[ProcessId, Act] | None:
         """The act that this death follows too closely, once. A pid is taken again only after its end was told."""
-        for process, act in reversed(self._acts.items()):
-            if process.pid == pid:
-                del self._acts[process]
-                return (process, act) if at - act.at <= self.seconds else None
-        return None
+        process = self._by_pid.get(pid)
+        act = self._drop(process) if process else None
+        return (process, act) if process and act and at - act.at <= self.seconds else None
+
+    def within(self, at: float) -> dict[ProcessId, Act]:
+        """What was acted on in the last seconds, as far as nothing was told of its end."""
+        return {process: act for process, act in self._acts.items() if at - act.at <= self.seconds}
+
+    def of(self, process: ProcessId) -> Act | None:
+        return self._acts.get(process)
+
+    def find(self, pid: int) -> ProcessId | None:
+        return self._by_pid.get(pid)
+
+    def _drop(self, process: ProcessId) -> Act | None:
+        if self._by_pid.get(process.pid) == process:
+            del self._by_pid[process.pid]
+        return self._acts.pop(process, None)
 
 
 @dataclass(slots=True)
 class _Trial:
-    processes: set[ProcessId] = field(default_factory=set)
-    since: float = 0.0
+    processes: dict[ProcessId, float | None] = field(default_factory=dict)
+    """The first ones, with the time when each was given the policy; None while that is going on."""
+    ended: set[ProcessId] = field(default_factory=set)
+    """Those of which it was told that they ended, and of nothing bad."""
+    waiting: dict[ProcessId, None] = field(default_factory=dict)
+    """Who asked when there was no place, in this order."""
+
+    def since(self) -> float | None:
+        return min((at for at in self.processes.values() if at is not None), default=None)
 
 
 class Trials:
-    """A new policy goes to a few processes first; after some seconds without harm, to all."""
+    """A new policy goes to a few processes first; after some seconds without harm, to all.
+
+    The seconds are those of the process that has had it longest. What nobody was given was not tried.
+    """
 
     def __init__(self, tried: Sequence[str] | set[str] = (), most: int = 4, seconds: float = 2.0) -> None:
         """`tried` are keys of policies that went to their first processes without harm already."""
@@ -70,36 +96,73 @@ class Trials:
         self._tried = set(tried)
         self._running: dict[str, _Trial] = {}
 
-    def admits(self, policy: str, process: ProcessId, at: float) -> bool:
-        """Whether this process may be given the policy now. The first ones that ask are those that are watched."""
-        if self.most == 0 or policy in self._tried:
+    def admits(self, policy: str, process: ProcessId) -> bool:
+        """Whether this process may be given the policy now. One that may not waits for a place from then on."""
+        if self._is_over(policy) or (trial := self._running.get(policy)) is None:
             return True
-        trial = self._running.get(policy)
-        if trial is None:
-            trial = self._running[policy] = _Trial(since=at)
-        if len(trial.processes) < self.most:
-            trial.processes.add(process)
-        return process in trial.processes
+        if process in trial.processes or len(trial.processes) < self.most:
+            return True
+        trial.waiting[process] = None
+        return False
 
-    def withdraw(self, policy: str, process: ProcessId) -> None:
-        """Nothing was done to this process after all: another may take its place."""
+    def begins(self, policy: str, process: ProcessId) -> None:
+        """It is being given the policy: it is one of the first, if there are still such."""
+        if not self._is_over(policy):
+            trial = self._running.setdefault(policy, _Trial())
+            trial.waiting.pop(process, None)
+            trial.processes.setdefault(process, None)
+
+    def given(self, policy: str, process: ProcessId, at: float) -> None:
+        """It was: its time runs from now on, or from the first time."""
         trial = self._running.get(policy)
-        if trial:
-            trial.processes.discard(process)
+        if trial and process in trial.processes and trial.processes[process] is None:
+            trial.processes[process] = at
+
+    def withdraw(self, policy: str, process: ProcessId) -> ProcessId | None:
+        """Nothing was done to this process after all: who takes its place, if anybody waits for one."""
+        trial = self._running.get(policy)
+        if trial is None or trial.processes.get(process, 0.0) is not None:
+            return None
+        del trial.processes[process]
+        return self._next(policy, trial)
+
+    def ended(self, process: ProcessId) -> None:
+        """It is told that it ended, and of nothing bad."""
+        for trial in self._running.values():
+            if process in trial.processes:
+                trial.ended.add(process)
+
+    def finished(
+        self, at: float, is_gone: Callable[[ProcessId], bool]
+    ) -> tuple[list[str], list[tuple[str, ProcessId]]]:
+        """Policies whose trial is over without harm, once each; and those that go on, with a process of which nobody
+        knows how it ended: it may have died of the policy. Others may take its place."""
+        over: list[str] = []
+        unknown: list[tuple[str, ProcessId]] = []
+        for policy, trial in list(self._running.items()):
+            since = trial.since()
+            if since is None or at - since < self.seconds:
+                continue
+            lost = [process for process in trial.processes if process not in trial.ended and is_gone(process)]
+            if not lost:
+                del self._running[policy]
+                self._tried.add(policy)
+                over.append(policy)
+                continue
+            unknown += [(policy, process) for process in lost]
+            trial.processes = {
+                process: at if given is not None else None
+                for process, given in trial.processes.items()
+                if process not in lost
+            }
             if not trial.processes:
                 del self._running[policy]
-
-    def finished(self, at: float) -> list[str]:
-        """Policies whose trial is over without harm: once each."""
-        over = [policy for policy, trial in self._running.items() if at - trial.since >= self.seconds]
-        for policy in over:
-            del self._running[policy]
-            self._tried.add(policy)
-        return over
+        return over, unknown
 
     def next_end(self) -> float | None:
-        """When the first of the trials ends."""
-        return min((trial.since + self.seconds for trial in self._running.values()), default=None)
+        """When the first of the trials may end."""
+        ends = [since + self.seconds for trial in self._running.values() if (since := trial.since()) is not None]
+        return min(ends, default=None)
 
     def failed(self, policy: str, process: ProcessId) -> bool:
         """One of the first processes died: True if the policy was on trial. It begins anew when it is asked for."""
@@ -109,9 +172,24 @@ class Trials:
         del self._running[policy]
         return True
 
+    def _is_over(self, policy: str) -> bool:
+        return self.most == 0 or policy in self._tried
+
+    def _next(self, policy: str, trial: _Trial) -> ProcessId | None:
+        if trial.waiting:
+            first = next(iter(trial.waiting))
+            del trial.waiting[first]
+            return first
+        if not trial.processes:
+            del self._running[policy]
+        return None
+
 
 class Stops:
-    """How many threads may be stopped: a bucket for the machine and one for each process, of a second's worth."""
+    """How many threads may be stopped: a bucket for the machine and one for each process, of a second's worth.
+
+    One act may take more stops than there are threads in it; what it took too much is a debt, paid by those after it.
+    """
 
     def __init__(self, machine: float, each: float) -> None:
         """Stops per second."""
@@ -130,30 +208,33 @@ class Stops:
         self._processes[process] = (mine - granted, at)
         return granted
 
-    def put_back(self, process: ProcessId, count: int) -> None:
-        """Stops that were taken and not made."""
-        self._left = min(self._left + count, float(self.machine))
+    def settle(self, process: ProcessId, taken: int, made: int) -> None:
+        """Of `taken` stops so many were made; they may be more."""
+        self._left = min(self._left + taken - made, float(self.machine))
         if process in self._processes:
             left, at = self._processes[process]
-            self._processes[process] = (min(left + count, float(self.each)), at)
+            self._processes[process] = (min(left + taken - made, float(self.each)), at)
 
     def _fill(self, at: float) -> None:
         if self._at is not None:
-            self._left = min(self._left + (at - self._at) * self.machine, float(self.machine))
+            self._left += (at - self._at) * self.machine
             if at - self._at > 1.0:
-                self._processes.clear()  # all of them are full again
+                self._forget_full(at)
         self._left = min(self._left, float(self.machine))
         self._at = at
 
     def _mine(self, process: ProcessId, at: float) -> float:
         left, then = self._processes.get(process, (float(self.each), at))
         if len(self._processes) > 1024:
-            self._processes = {
-                key: (rest, when)
-                for key, (rest, when) in self._processes.items()
-                if rest + (at - when) * self.each < self.each
-            }
+            self._forget_full(at)
         return min(left + (at - then) * self.each, float(self.each))
+
+    def _forget_full(self, at: float) -> None:
+        self._processes = {
+            process: (left, then)
+            for process, (left, then) in self._processes.items()
+            if left + (at - then) * self.each < self.each
+        }
 
 
 def denied(

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from hetmemd.engine.brakes import Act, Stops, Trials, Watch, denied
 from hetmemd.engine.holds import Hold, Holds
@@ -23,15 +24,31 @@ from hetmemd.settings import BrakeSettings
 
 log = logging.getLogger(__name__)
 
-UNTOLD = frozenset({"timeout", "tracer-died"})
-"""Reasons for which a thread may have been held though no pause is known."""
+WORD = 0.1
+"""Seconds in which the proc connector tells how a process ended that was held, and after which a thread alone has."""
+PATIENCE = 1.0
+"""Seconds after which nothing more is awaited of it."""
 OF = " of "
-"""Between a policy's value and its file, in the key of a policy."""
+"""Between what a policy does and its file, in the key of a policy."""
+UNHEARD = "it ended soon after an act, and nobody told of what"
 
 
-def policy_key(value: object, file: str) -> str:
-    """`bind=static:1 of /etc/hetmemd.d/50-a.toml`: what is tried, and held, as one policy."""
-    return f"{value}{OF}{file}"
+def policy_key(what: str, file: str) -> str:
+    """`bind=static:1 for /a/* of /etc/hetmemd.d/50-a.toml`: what is tried, and held, as one policy."""
+    return f"{what}{OF}{file}".encode(errors="backslashreplace").decode()
+
+
+def _file(key: str) -> str:
+    # A policy file's name has no slash, and the folders that it may lie in have no such word.
+    return "/" + key.rpartition(f"{OF}/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspicion:
+    """A process that ended while it was held: it is not known yet of what."""
+
+    process: ProcessId
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +63,20 @@ class Permit:
 class Brakes:
     """One for the daemon, or for whoever acts in its place."""
 
-    def __init__(self, root: Root, ledger: Ledger, found: BrakeSettings, rescan: Callable[[], None]) -> None:
-        """`rescan` has everything looked at again: something may be done now that could not be before, or no more."""
+    def __init__(
+        self,
+        root: Root,
+        ledger: Ledger,
+        found: BrakeSettings,
+        rescan: Callable[[], None],
+        look: Callable[[int], None],
+    ) -> None:
+        """`rescan` has everything looked at again, `look` the process of a pid: something may be done now that could
+        not be before, or no more."""
         self._root = root
         self._ledger = ledger
         self._rescan = rescan
+        self._look = look
         self.holds = Holds(root, root.read_text(BOOT_ID).strip())
         self._watch = Watch(found.crash_window)
         self._trials = Trials(ledger.tried, found.first_tasks, found.first_seconds)
@@ -58,6 +84,8 @@ class Brakes:
         self._patterns: tuple[Pattern, ...] = ()
         self._uids: frozenset[int] = frozenset()
         self._before: dict[ProcessId, Act | None] = {}
+        self._suspicions: dict[Executable, _Suspicion] = {}
+        self._turns: WeakValueDictionary[Executable, asyncio.Lock] = WeakValueDictionary()
         self._timer: asyncio.TimerHandle | None = None
         self.gives_all_back = False
         """The daemon stops, and gives back everything (L2)."""
@@ -66,6 +94,7 @@ class Brakes:
         self.notes: tuple[str, ...] = ()
         """What of the settings means nothing on this machine."""
         self.configure(found)
+        self._recall()
 
     def configure(self, found: BrakeSettings) -> None:
         """Put settings to use; what is counted goes on."""
@@ -119,6 +148,20 @@ class Brakes:
             hold = self.holds.cgroup(cgroup) or self.holds.process(process)
         return hold.why if hold else ""
 
+    def turn(self, process: ProcessId) -> asyncio.Lock:
+        """For one act after the other on processes of one executable: what the one does to the first of them is known
+        before it is done to the next. To be held around `permit`, the act and `done`."""
+        try:
+            executable = self._executable(process)
+        except OSError:
+            executable = None
+        lock = self._turns.get(executable) if executable else None
+        if lock is None:
+            lock = asyncio.Lock()
+            if executable:
+                self._turns[executable] = lock
+        return lock
+
     def permit(self, process: ProcessId, policy: str, count: int) -> Permit:
         """Asked right before `count` threads are stopped; those that are granted are an act from then on, and `done`
         must be told. `policy` is a `policy_key`, empty where something is given back."""
@@ -133,28 +176,85 @@ class Brakes:
             return Permit(0, Outcome.REFUSED, "unreadable")
         if policy and self.holds.policy(policy):
             return Permit(0, Outcome.REFUSED, "policy-held")
-        if policy and not self._trials.admits(policy, process, at):
+        if executable and self._is_suspect(executable, at):
+            return Permit(0, Outcome.DEFERRED, "suspect")
+        if policy and not self._trials.admits(policy, process):
+            self._await_trials()
             return Permit(0, Outcome.DEFERRED, "trial")
         granted = self._stops.take(process, count, at)
+        if granted and policy:
+            self._trials.begins(policy, process)
         if granted and executable:
-            self._before[process] = self._watch.acted(process, Act(executable, policy, at))
-        if self._timer is None and (end := self._trials.next_end()) is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(end - at, 0.0) + 0.01, self._end_trials)
+            act = Act(executable, policy, at)
+            self._before[process] = self._watch.acted(process, act)
+            self._ledger.acted(process, act, at - self._watch.seconds)
         return Permit(granted, Outcome.DEFERRED, "stop-rate")
 
-    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None:
-        """What came of an act: how many threads were stopped of those that were granted."""
-        self._stops.put_back(process, granted - stopped)
+    def done(self, process: ProcessId, policy: str, granted: int, stops: int, ended: bool = False) -> None:
+        """What came of an act: how often threads were stopped, and whether one came to its end while it was."""
+        self._stops.settle(process, granted, stops)
         before = self._before.pop(process, None)
-        if not stopped:
-            # Nothing was done to it: what becomes of it now is its own affair.
-            self._watch.forget(process, before)
+        if stops:
+            at = time.monotonic()
             if policy:
-                self._trials.withdraw(policy, process)
+                self._trials.given(policy, process, at)
+                self._await_trials()
+            act = self._watch.of(process)
+            if act and (ended or self._is_ending(process)):
+                self._suspicions[act.executable] = _Suspicion(process, at)
+            return
+        # Nothing was done to it: what becomes of it now is its own affair.
+        self._watch.forget(process, before)
+        if before:
+            self._ledger.acted(process, before, 0.0)
+        else:
+            self._ledger.forget_act(process)
+        if policy and (waiting := self._trials.withdraw(policy, process)):
+            self._look(waiting.pid)
 
     def _executable(self, process: ProcessId) -> Executable | None:
         return procfs.executable(self._root, process.pid)
+
+    def _is_suspect(self, executable: Executable, at: float) -> bool:
+        """Whether a process that ran it ended in an act, and nothing was told of that yet."""
+        found = self._suspicions.get(executable)
+        if found is None:
+            return False
+        since = at - found.at
+        if since < WORD or (self._is_ending(found.process) and (since < PATIENCE or self._is_dumping(found.process))):
+            return True
+        del self._suspicions[executable]
+        return False
+
+    def _is_ending(self, process: ProcessId) -> bool:
+        """Whether it is dead, or about to be."""
+        try:
+            if procfs.identify(self._root, process.pid) != process:
+                return True
+            return procfs.living_thread(self._root, process.pid) is None or self._is_dumping(process)
+        except OSError as error:
+            return libc.is_gone(error)
+
+    def _is_dumping(self, process: ProcessId) -> bool:
+        """Whether its core is being dumped, which is told of only when that is over. Minutes, of a large one."""
+        try:
+            return procfs.status(self._root, process.pid).get("CoreDumping") == "1"
+        except OSError:
+            return False
+
+    def _recall(self) -> None:
+        """Acts before a restart: who dies of them now is heard, who died meanwhile is not."""
+        at = time.monotonic()
+        for process, act in self._ledger.acts():
+            if at - act.at > self._watch.seconds or self._is_ending(process):
+                self._ledger.forget_act(process)
+                if at - act.at <= self._watch.seconds:
+                    log.warning("process %d of %s: %s", process.pid, act.executable.path, UNHEARD)
+                continue
+            self._watch.acted(process, act)
+            if act.policy:
+                self._trials.begins(act.policy, process)
+                self._trials.given(act.policy, process, act.at)
 
     # -- told
 
@@ -165,6 +265,7 @@ class Brakes:
         if found is None:
             return
         process, act = found
+        self._is_told(process)
         self.crashes += 1
         given = f"it was given {act.policy}" if act.policy else "it was given back what it had"
         dump = ", core dumped" if dumped else ""
@@ -172,8 +273,28 @@ class Brakes:
         program = act.executable
         self._hold(Hold("executable", program.path, why, time.time(), program.device, program.inode))
         if self._trials.failed(act.policy, process):
-            self._hold(Hold("policy", act.policy.partition(OF)[2], why, time.time(), detail=act.policy))
+            self._hold(Hold("policy", _file(act.policy), why, time.time(), detail=act.policy))
         self._rescan()
+
+    def ended(self, pid: int) -> None:
+        """The first thread of a process ended, and of nothing bad."""
+        process = self._watch.find(pid)
+        if process is not None and self._is_ending(process):
+            self._watch.forget(process)
+            self._trials.ended(process)
+            self._is_told(process)
+
+    def _is_told(self, process: ProcessId) -> None:
+        self._ledger.forget_act(process)
+        self._suspicions = {
+            executable: found for executable, found in self._suspicions.items() if found.process != process
+        }
+
+    def lost(self) -> None:
+        """Words of the ends of processes were lost."""
+        for process, act in self._watch.within(time.monotonic()).items():
+            if self._is_ending(process):
+                log.warning("process %d of %s: %s", process.pid, act.executable.path, UNHEARD)
 
     def _hold(self, hold: Hold) -> None:
         try:
@@ -183,15 +304,20 @@ class Brakes:
             journal.held(hold.kind, hold.what, hold.why)
             log.error("this is not kept over a restart: %s", error)
 
+    def _await_trials(self) -> None:
+        if self._timer is None and (end := self._trials.next_end()) is not None:
+            delay = max(end - time.monotonic(), 0.0) + 0.01
+            self._timer = asyncio.get_running_loop().call_later(delay, self._end_trials)
+
     def _end_trials(self) -> None:
         self._timer = None
-        at = time.monotonic()
-        finished = self._trials.finished(at)
+        finished, unknown = self._trials.finished(time.monotonic(), self._is_ending)
         for key in finished:
             self._ledger.was_tried(key)
-        if (end := self._trials.next_end()) is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(end - at, 0.0) + 0.01, self._end_trials)
-        if finished:
+        for key, process in unknown:
+            log.warning("process %d: %s; others try %s", process.pid, UNHEARD, key)
+        self._await_trials()
+        if finished or unknown:
             self._rescan()
 
     # -- by hand

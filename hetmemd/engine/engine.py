@@ -96,6 +96,10 @@ class Engine:
         self._pending.everything = True
         self._wake.set()
 
+    def look_again(self, pid: int) -> None:
+        """What stood in the way of this process is over."""
+        self._look(pid)
+
     def reload(self) -> None:
         """The policy files, the settings or the kill switch may have changed."""
         self._pending.files = True

@@ -173,7 +173,7 @@ async def alone(
     """Without the service, whose lock the caller holds. `OSError`, `sqlite3.Error`, `SettingsError`."""
     ledger = Ledger(root)
     tracer = Tracer(root)
-    brakes = Brakes(root, ledger, settings.load(root).brakes, lambda: None)
+    brakes = Brakes(root, ledger, settings.load(root).brakes, lambda: None, lambda pid: None)
     nodes = topology.read(root).memory_nodes
     steering = Steering(
         root,

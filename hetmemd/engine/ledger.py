@@ -6,14 +6,16 @@ the file the daemon starts well, and takes every policy that it finds for the ap
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
+from hetmemd.engine.brakes import Act
 from hetmemd.engine.decide import Mark
 from hetmemd.kernel import mempolicy
 from hetmemd.kernel.mempolicy import Mempolicy
-from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.procfs import Executable, ProcessId
 from hetmemd.kernel.root import Root
 
 PATH = "/run/hetmemd/ledger.sqlite"
@@ -29,8 +31,12 @@ _TABLES = (
     f" {_ROW}, arrived INTEGER NOT NULL, strikes INTEGER NOT NULL, at REAL NOT NULL,"
     " PRIMARY KEY (pid, start, tid, low, high)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS tried (policy TEXT PRIMARY KEY)",
+    # The last act on a process, for a daemon that is started again before it is known that it did no harm.
+    "CREATE TABLE IF NOT EXISTS act (pid INTEGER, start INTEGER, path BLOB NOT NULL, device INTEGER NOT NULL,"
+    " inode INTEGER NOT NULL, policy TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (pid, start)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS act_at ON act (at)",
 )
-_NAMES = ("issued", "mark", "tried")
+_NAMES = ("issued", "mark", "tried", "act")
 _FROM_2 = (
     "ALTER TABLE mark RENAME TO mark_2",
     *_TABLES,
@@ -183,6 +189,27 @@ class Ledger:
             self._db.execute("BEGIN")
             self._db.executemany("DELETE FROM mark WHERE pid = ? AND start = ?", ended)
             self._db.execute("COMMIT")
+
+    def acted(self, process: ProcessId, act: Act, since: float) -> None:
+        """Before an act, in place of the one before on this process. Acts from before `since` are forgotten."""
+        path = act.executable.path.encode(errors="surrogateescape")
+        row = (*process, path, act.executable.device, act.executable.inode, act.policy, act.at)
+        self._db.execute("BEGIN")
+        self._db.execute("DELETE FROM act WHERE at < ?", (since,))
+        self._db.execute("INSERT OR REPLACE INTO act VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self._db.execute("COMMIT")
+
+    def forget_act(self, process: ProcessId) -> None:
+        """It did not take place after all, or nothing is to be feared of it any more."""
+        self._db.execute("DELETE FROM act WHERE pid = ? AND start = ?", process)
+
+    def acts(self) -> list[tuple[ProcessId, Act]]:
+        """Those that were written down, the oldest first."""
+        rows = self._db.execute("SELECT pid, start, path, device, inode, policy, at FROM act ORDER BY at").fetchall()
+        return [
+            (ProcessId(pid, start), Act(Executable(os.fsdecode(path), device, inode), policy, at))
+            for pid, start, path, device, inode, policy, at in rows
+        ]
 
     def was_tried(self, policy: str) -> None:
         """The policy with this key did no harm to the tasks that had it first."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from hetmemd.engine.braking import UNTOLD, Permit
+from hetmemd.engine.braking import Permit
 from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted, carries, decide, nodes_within, seen_applied
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
@@ -55,9 +56,11 @@ class Brakes(Protocol):
 
     def about(self, process: ProcessId, cgroup: str, reason: str) -> str: ...
 
+    def turn(self, process: ProcessId) -> AbstractAsyncContextManager[None]: ...
+
     def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
 
-    def done(self, process: ProcessId, policy: str, granted: int, stopped: int) -> None: ...
+    def done(self, process: ProcessId, policy: str, granted: int, stops: int, ended: bool = False) -> None: ...
 
 
 class Witness(Protocol):
@@ -304,15 +307,17 @@ class Steering:
         self, record: Record, policy: Mempolicy, key: str, verb: Verb, tids: Sequence[int]
     ) -> list[ThreadResult]:
         """The act on as many of the threads as the brakes allow."""
-        permit = self._brakes.permit(record.process, key, len(tids))
         results: list[ThreadResult] = []
-        if permit.granted:
-            stopped = permit.granted  # whoever is cancelled in between may have stopped them
-            try:
-                results = await self._write(record, policy, verb, tids[: permit.granted])
-                stopped = sum(result.pause_ns > 0 or result.reason in UNTOLD for result in results)
-            finally:
-                self._brakes.done(record.process, key, permit.granted, stopped)
+        async with self._brakes.turn(record.process):
+            permit = self._brakes.permit(record.process, key, len(tids))
+            if permit.granted:
+                stops, ended = permit.granted, False  # whoever is cancelled in between may have stopped them
+                try:
+                    results = await self._write(record, policy, verb, tids[: permit.granted])
+                    stops = sum(result.stops for result in results)
+                    ended = any(result.stops and result.outcome is Outcome.GONE for result in results)
+                finally:
+                    self._brakes.done(record.process, key, permit.granted, stops, ended)
         return results + [ThreadResult(tid, permit.outcome, permit.reason) for tid in tids[permit.granted :]]
 
     async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:

@@ -13,16 +13,19 @@ from hetmemd.engine.braking import policy_key
 from hetmemd.engine.decide import Wanted, issuable
 from hetmemd.engine.regionwise import Asked
 from hetmemd.kernel import cgroupfs
+from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
 from hetmemd.memory.scope import scope
 from hetmemd.policy import library
-from hetmemd.policy.effective import Effective, Handling, Placement
+from hetmemd.policy.effective import Effective, Handling, Placement, Source
 from hetmemd.policy.resolve import CgroupFacts, resolve
 from hetmemd.tasks.tree import CgroupTree
 
 log = logging.getLogger(__name__)
+
+_BUILT_IN = Handling()
 
 
 class World:
@@ -36,6 +39,7 @@ class World:
         self.holds = bool(self.library.rejected)
         """A file is broken whose last good version, if it had one, is lost: until it is mended or removed nothing that
         an earlier daemon applied is undone, since that may be what the file asked for (F2)."""
+        self._patterns = _patterns(self.library)
         self.effective: dict[str, Effective] = {}
         self._facts: dict[str, CgroupFacts] = {}
 
@@ -47,6 +51,7 @@ class World:
 
     def read_files(self) -> set[str]:
         self.library = library.load(self._root, keep=True, previous=self.library)
+        self._patterns = _patterns(self.library)
         held = self.holds
         self.holds = held and bool(self.library.rejected)
         changed = self._resolve(self.tree.by_path)
@@ -122,11 +127,26 @@ class World:
         source = effective.inherited_from or effective.own
         why = f"{source.file}:{source.line}" if source else ""
         policy = issuable(effective.placement.mempolicy, self.machine)
-        key = policy_key(policy, source.file if source else "")
+        key = self._key(policy, effective.placement, effective.handling, source)
         if scope(effective.placement.memory).is_inclusive:
             # The task's policy is left alone: what it has of ours, from before, it is rid of.
             return Wanted(None, why, key, leaves_task=True)
         return Wanted(policy, why, key, overrides=effective.handling.foreign == "override")
+
+    def _key(self, policy: Mempolicy, placement: Placement, handling: Handling, source: Source | None) -> str:
+        """Names the table, and all of it that changes what is done to tasks: with any of that it is a new policy."""
+        parts = [str(policy)]
+        if placement.memory != ("all",):
+            parts.append(f"memory {' '.join(placement.memory)}")
+        if placement.home_node is not None:
+            parts.append(f"home_node {placement.home_node}")
+        parts += [
+            f"{name} {value}"
+            for name in ("min_region", "min_age", "foreign")
+            if (value := getattr(handling, name)) != getattr(_BUILT_IN, name)
+        ]
+        file, line = (source.file, source.line) if source else ("", 0)
+        return policy_key(f"{', '.join(parts)} for {self._patterns.get((file, line), '')}", file)
 
     def wish(self, path: str) -> Wish:
         """What is asked of the regions of a process whose leader is in this cgroup (T1)."""
@@ -150,3 +170,8 @@ class World:
             return known
         facts = {**self._facts, path: CgroupFacts(exists=False)}
         return resolve(facts, self.library, self.machine, self.defaults, only=[path])[path]
+
+
+def _patterns(found: library.Library) -> dict[tuple[str, int], str]:
+    """For which cgroups each table is, by its file and line."""
+    return {(table.file, table.line): table.pattern.text for table in found.tables}

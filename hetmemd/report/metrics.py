@@ -183,6 +183,7 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "sigsys-blocked",
         "stop-rate",
         "stub",
+        "suspect",
         "timeout",
         "traced",
         "tracer-died",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,18 @@ ALLERGIC = (
 @contextmanager
 def python(source: str) -> Generator[Task, None, None]:
     with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+        assert popen.stdout
+        popen.stdout.readline()
+        try:
+            yield popen
+        finally:
+            popen.kill()
+
+
+@contextmanager
+def reporting(program: str) -> Generator[Task, None, None]:
+    """It says that it is ready."""
+    with subprocess.Popen([program], stdout=subprocess.PIPE) as popen:
         assert popen.stdout
         popen.stdout.readline()
         try:
@@ -151,6 +165,41 @@ def test_a_new_policy_that_kills_is_held_after_its_first_task(daemon: Daemon, gr
         alive = [task for task in tasks if task.poll() is None]
         assert len(alive) == 3
         assert {shown(task.pid) for task in alive} == {"default"}
+
+
+def test_who_dies_in_the_act_is_the_only_one(daemon: Daemon, group: Group, built: Callable[..., Path]) -> None:
+    """Such a death is told of by the kernel a little later than by the act; until then the others wait."""
+    program = str(built("allergic"))
+    with ExitStack() as stack:
+        tasks = [stack.enter_context(reporting(program)) for _ in range(4)]
+        other = stack.enter_context(sleeping())
+        for task in tasks:
+            group.take(task.pid)
+        daemon.drop("50-a.toml", policy(group.path))
+        eventually("held", lambda: f"executable {program} is held" in daemon.journal.read_text())
+        assert "SIGSEGV" in daemon.journal.read_text()
+        eventually("held as well", lambda: "50-a.toml is held" in daemon.journal.read_text())
+        dead = [task for task in tasks if task.poll() is not None]
+        assert [task.returncode for task in dead] == [-11]
+        alive = [task for task in tasks if task not in dead]
+        for task in alive:
+            eventually("refused", lambda: outcome(daemon, task.pid) == ("refused", "crashed"))  # noqa: B023
+        group.take(other.pid)
+        eventually("nobody is given it", lambda: outcome(daemon, other.pid) == ("refused", "policy-held"))
+        assert all(task.poll() is None for task in alive)
+        assert daemon.metric("crashes_after_act_total") == 1
+
+
+def test_a_death_after_a_restart_of_the_daemon_is_its_fault_too(daemon: Daemon, group: Group) -> None:
+    daemon.drop("50-a.toml", policy(group.path))
+    with python(ON_DEMAND) as task:
+        path = procfs.executable(Root(), task.pid).path
+        group.take(task.pid)
+        eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
+        crash(task)
+        eventually("held", lambda: f"executable {path} is held" in daemon.journal.read_text())
 
 
 def test_a_new_policy_goes_to_a_few_first_and_then_to_all(daemon: Daemon, group: Group) -> None:

@@ -52,6 +52,18 @@ def test_an_act_that_touched_nothing_is_none() -> None:
     assert watch.died(7, 4.0) == (process(7), first)
 
 
+def test_what_was_told_to_have_ended_is_found_by_its_pid_once() -> None:
+    watch = Watch(10.0)
+    watch.acted(process(7), Act(PROGRAM, POLICY, 1.0))
+    assert watch.find(7) == process(7)
+    assert watch.find(8) is None
+    assert set(watch.within(5.0)) == {process(7)}
+    assert watch.within(12.0) == {}
+    watch.forget(process(7))
+    assert watch.find(7) is None
+    assert watch.within(5.0) == {}
+
+
 def test_of_two_processes_with_one_pid_the_later_one_died() -> None:
     watch = Watch(10.0)
     watch.acted(ProcessId(7, 1), Act(PROGRAM, "first", 1.0))
@@ -63,19 +75,36 @@ def test_of_two_processes_with_one_pid_the_later_one_died() -> None:
 # -- first tasks
 
 
+def alive(process: ProcessId) -> bool:
+    return False
+
+
+def gives(trials: Trials, policy: str, number: int, at: float) -> bool:
+    """Whether a process that asks is given the policy: then it is, at once."""
+    if not trials.admits(policy, process(number)):
+        return False
+    trials.begins(policy, process(number))
+    trials.given(policy, process(number), at)
+    return True
+
+
+def over(trials: Trials, at: float) -> list[str]:
+    return trials.finished(at, alive)[0]
+
+
 @given(st.lists(st.tuples(st.integers(1, 12), st.floats(0, 0.5)), max_size=40), st.integers(1, 5))
 def test_a_policy_goes_to_a_few_first_and_to_all_when_its_time_is_over(
     asks: list[tuple[int, float]], most: int
 ) -> None:
     trials, at, began = Trials(most=most, seconds=2.0), 50.0, None
     admitted: set[int] = set()
-    over = False
+    is_over = False
     for number, wait in asks:
         at += wait
-        over = over or POLICY in trials.finished(at)
-        allowed = trials.admits(POLICY, process(number), at)
+        is_over = is_over or POLICY in over(trials, at)
+        allowed = gives(trials, POLICY, number, at)
         began = at if began is None else began
-        if over:
+        if is_over:
             assert allowed
         else:
             assert allowed == (number in admitted or len(admitted) < most)
@@ -85,41 +114,126 @@ def test_a_policy_goes_to_a_few_first_and_to_all_when_its_time_is_over(
             assert end is not None and abs(end - (began + 2.0)) < 1e-9
 
 
+ACTS = st.lists(
+    st.tuples(
+        st.integers(1, 8), st.floats(0, 1), st.sampled_from(["given", "not given", "under way", "ends", "vanishes"])
+    ),
+    max_size=60,
+)
+
+
+@given(ACTS, st.integers(1, 4))
+def test_what_is_over_was_had_for_its_time_by_one_that_is_known_to_be_well(
+    acts: list[tuple[int, float, str]], most: int
+) -> None:
+    trials, at = Trials(most=most, seconds=2.0), 10.0
+    has: dict[int, float] = {}
+    told: set[int] = set()
+    gone: set[ProcessId] = set()
+    for number, wait, what in acts:
+        at += wait
+        finished, unknown = trials.finished(at, gone.__contains__)
+        assert not {each.pid for _, each in unknown} & told
+        if finished:
+            assert any(at - since >= 2.0 for since in has.values())
+            assert not {each.pid for each in gone} & (has.keys() - told), "one that vanished is never passed over"
+            return
+        for _, each in unknown:
+            del has[each.pid]
+        if process(number) in gone or number in told:
+            continue
+        if what == "ends":
+            trials.ended(process(number))
+            told |= {number}
+            gone |= {process(number)}
+        elif what == "vanishes":
+            gone |= {process(number)}
+        elif trials.admits(POLICY, process(number)):
+            trials.begins(POLICY, process(number))
+            if what == "given":
+                trials.given(POLICY, process(number), at)
+                has.setdefault(number, at)
+            elif what == "not given":
+                trials.withdraw(POLICY, process(number))
+        assert len(has) <= most
+
+
 def test_what_was_tried_is_not_tried_again_and_zero_tries_nothing() -> None:
-    assert Trials({POLICY}, 1).admits(POLICY, process(1), 0.0)
-    assert all(Trials({POLICY}, 1).admits(POLICY, process(number), 0.0) for number in range(9))
+    assert all(gives(Trials({POLICY}, 1), POLICY, number, 0.0) for number in range(9))
+    tried = Trials({POLICY}, 1)
+    assert all(gives(tried, POLICY, number, 0.0) for number in range(9))
     none = Trials(most=0)
-    assert all(none.admits("another", process(number), 0.0) for number in range(9))
-    assert none.next_end() is None
+    assert all(gives(none, "another", number, 0.0) for number in range(9))
+    assert none.next_end() is tried.next_end() is None
 
 
 def test_policies_are_tried_each_for_itself() -> None:
     trials = Trials(most=1)
-    assert trials.admits("a", process(1), 0.0)
-    assert not trials.admits("a", process(2), 0.0)
-    assert trials.admits("b", process(2), 1.0)
-    assert trials.finished(2.5) == ["a"]
-    assert trials.admits("a", process(2), 2.5)
-    assert not trials.admits("b", process(3), 2.5)
+    assert gives(trials, "a", 1, 0.0)
+    assert not gives(trials, "a", 2, 0.0)
+    assert gives(trials, "b", 2, 1.0)
+    assert over(trials, 2.5) == ["a"]
+    assert gives(trials, "a", 2, 2.5)
+    assert not gives(trials, "b", 3, 2.5)
 
 
 def test_a_trial_fails_by_its_own_processes_only_and_begins_anew() -> None:
     trials = Trials(most=1)
-    assert trials.admits(POLICY, process(1), 0.0)
+    assert gives(trials, POLICY, 1, 0.0)
     assert not trials.failed(POLICY, process(2))
     assert not trials.failed("another", process(1))
     assert trials.failed(POLICY, process(1))
-    assert trials.finished(100.0) == [], "it was not tried without harm"
-    assert trials.admits(POLICY, process(3), 100.0)
-    assert not trials.admits(POLICY, process(4), 100.0)
+    assert over(trials, 100.0) == [], "it was not tried without harm"
+    assert gives(trials, POLICY, 3, 100.0)
+    assert not gives(trials, POLICY, 4, 100.0)
 
 
-def test_a_process_to_which_nothing_was_done_gives_its_place_up() -> None:
+def test_who_asked_and_was_given_nothing_tries_nothing() -> None:
     trials = Trials(most=1)
-    assert trials.admits(POLICY, process(1), 0.0)
+    assert trials.admits(POLICY, process(1))
+    assert (trials.next_end(), over(trials, 100.0)) == (None, [])
+    trials.begins(POLICY, process(1))
+    assert (trials.next_end(), over(trials, 200.0)) == (None, [])
+    trials.given(POLICY, process(1), 200.0)
+    assert trials.next_end() == 202.0
+
+
+def test_a_process_to_which_nothing_was_done_gives_its_place_to_who_waits() -> None:
+    trials = Trials(most=1)
+    trials.begins(POLICY, process(1))
+    assert not trials.admits(POLICY, process(2))
+    assert not trials.admits(POLICY, process(3))
+    assert trials.withdraw(POLICY, process(1)) == process(2)
+    assert gives(trials, POLICY, 2, 10.0)
+    assert trials.withdraw(POLICY, process(2)) is None, "it was given it: a later act that does nothing takes no place"
+    assert trials.failed(POLICY, process(2))
+    trials.begins(POLICY, process(4))
+    assert trials.withdraw(POLICY, process(4)) is None
+    assert over(trials, 100.0) == []
+
+
+def test_the_time_is_that_of_a_process_that_has_it() -> None:
+    """Not of one that was to be given it first."""
+    trials = Trials(most=2)
+    trials.begins(POLICY, process(1))
+    assert gives(trials, POLICY, 2, 1.9)
     trials.withdraw(POLICY, process(1))
-    assert trials.finished(10.0) == []
-    assert trials.admits(POLICY, process(2), 10.0)
+    assert over(trials, 3.0) == []
+    assert over(trials, 3.9) == [POLICY]
+
+
+def test_of_whom_nobody_knows_how_it_ended_another_tries_it() -> None:
+    trials = Trials(most=2)
+    for number in (1, 2):
+        gives(trials, POLICY, number, 0.0)
+    trials.ended(process(1))
+    assert trials.finished(2.0, lambda each: True) == ([], [(POLICY, process(2))])
+    assert gives(trials, POLICY, 3, 2.5)
+    assert over(trials, 3.9) == []
+    assert over(trials, 4.0) == [POLICY], "the one that ended well counts"
+    gives(trials, "another", 4, 5.0)
+    assert trials.finished(7.0, lambda each: True) == ([], [("another", process(4))])
+    assert trials.next_end() is None
 
 
 # -- stops per second
@@ -163,10 +277,46 @@ def test_stops_that_were_not_made_are_put_back() -> None:
     stops = Stops(10, 10)
     assert stops.take(process(1), 10, 0.0) == 10
     assert stops.take(process(1), 1, 0.0) == 0
-    stops.put_back(process(1), 4)
+    stops.settle(process(1), 10, 6)
     assert stops.take(process(2), 10, 0.0) == 4
-    stops.put_back(process(2), 100)
+    stops.settle(process(2), 100, 0)
     assert stops.take(process(3), 100, 0.0) == 10, "never more than a second's worth"
+
+
+@given(
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 64), st.integers(0, 200), st.floats(0, 2)), max_size=60),
+)
+def test_what_an_act_took_too_much_is_paid_by_those_after_it(
+    machine: int, each: int, acts: list[tuple[int, int, int, float]]
+) -> None:
+    """In any time at most what may be, and what the last act alone took beyond what it was granted."""
+    stops, at = Stops(machine, each), 10.0
+    made: list[tuple[float, int, int]] = []
+    for number, count, wanted, wait in acts:
+        at += wait
+        granted = stops.take(process(number), count, at)
+        if granted:
+            stops.settle(process(number), granted, wanted)
+            made.append((at, number, wanted))
+    for begin, (first, number, _) in enumerate(made):
+        total = mine = 0
+        for when, other, count in made[begin:]:
+            assert total < machine * (1 + when - first) + 1
+            if other == number:
+                assert mine < each * (1 + when - first) + 1
+                mine += count
+            total += count
+
+
+def test_a_debt_is_not_forgotten_with_time_alone() -> None:
+    stops = Stops(1000, 10)
+    assert stops.take(process(1), 1, 0.0) == 1
+    stops.settle(process(1), 1, 50)
+    assert stops.take(process(2), 1, 2.0) == 1
+    assert stops.take(process(1), 1, 2.0) == 0
+    assert stops.take(process(1), 1, 4.2) == 1
 
 
 def test_many_processes_leave_no_trace() -> None:

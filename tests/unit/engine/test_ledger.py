@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hetmemd.engine.brakes import Act
 from hetmemd.engine.decide import Mark
 from hetmemd.engine.ledger import BOOT_ID, PATH, Ledger, Span
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
-from hetmemd.kernel.procfs import ProcessId
+from hetmemd.kernel.procfs import Executable, ProcessId
 from hetmemd.kernel.root import Root
 
 POLICY = Mempolicy(Mode.WEIGHTED_INTERLEAVE, frozenset({0, 1}), Flag.STATIC_NODES)
@@ -128,3 +129,20 @@ def test_what_was_tried_is_known_until_the_next_boot(root: Root) -> None:
     assert Ledger(root).tried == {"a"}
     boot(root, "second")
     assert Ledger(root).tried == set()
+
+
+def test_an_act_is_known_after_a_restart_for_as_long_as_it_matters(root: Root) -> None:
+    ledger = Ledger(root)
+    odd = Executable(b"/bin/\xff".decode(errors="surrogateescape"), 8, 42)
+    first, second = Act(odd, "a", 100.0), Act(odd, "", 105.0)
+    ledger.acted(ONE, first, 90.0)
+    ledger.acted(TWO, second, 95.0)
+    assert Ledger(root).acts() == [(ONE, first), (TWO, second)]
+    later = Act(odd, "b", 110.0)
+    ledger.acted(TWO, later, 101.0)
+    assert Ledger(root).acts() == [(TWO, later)]
+    ledger.forget_act(TWO)
+    assert Ledger(root).acts() == []
+    ledger.acted(TWO, later, 0.0)
+    boot(root, "second")
+    assert Ledger(root).acts() == []

@@ -171,3 +171,42 @@ def test_a_new_address_space_or_placement_is_measured_anew() -> None:
     record.renew()
     assert (record.measure_at, record.idle_passes) == (0.0, 0)
     assert record.process == before.process
+
+
+BINDS = '[[policy]]\ncgroup = "/a"\nmode = "bind"\nnodes = "0"\nmemory = ["heap"]\n'
+OTHERS = {
+    "the value": BINDS.replace('"0"', '"1"'),
+    "memory": BINDS.replace("heap", "anon"),
+    "home_node": BINDS + "home_node = 0\n",
+    "min_region": BINDS + 'min_region = "2MiB"\n',
+    "min_age": BINDS + 'min_age = "1s"\n',
+    "foreign": BINDS + 'foreign = "override"\n',
+    "the cgroups": BINDS.replace('"/a"', '"/a*"'),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_what_changes_what_is_done_to_tasks_is_a_new_policy(root: Root, world: World, other: str) -> None:
+    drop(root, BINDS)
+    world.read_files()
+    before = world.wish("/a").key
+    drop(root, other)
+    world.read_files()
+    assert world.wish("/a").key not in ("", before)
+    assert world.wish("/a").key == world.wanted("/a").key
+
+
+def test_what_only_moves_pages_or_moves_in_its_file_is_the_same_policy(root: Root, world: World) -> None:
+    drop(root, BINDS)
+    world.read_files()
+    before = world.wanted("/a").key
+    assert before == "bind=static:0, memory heap for /a of /etc/hetmemd.d/50-a.toml"
+    drop(root, f'# About it.\n\n{BINDS}rate = "1MiB/s"\nexisting = "leave"\n')
+    world.read_files()
+    assert world.wanted("/a").key == world.wanted("/a/b").key == before
+
+
+def test_a_new_table_in_the_same_file_is_a_new_policy(root: Root, world: World) -> None:
+    drop(root, BINDS + BINDS.replace('"/a"', '"/c"'))
+    world.read_files()
+    assert world.wanted("/a").key != world.wanted("/c").key
