@@ -16,7 +16,7 @@ from hetmemd.engine.balancing import GLOBAL, Balancer
 from hetmemd.engine.binding import Binder
 from hetmemd.engine.braking import Brakes
 from hetmemd.engine.engine import Engine
-from hetmemd.engine.giving import Giving, Selection, is_threaded
+from hetmemd.engine.giving import Giving, Selection
 from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.orders import Orders
@@ -41,6 +41,7 @@ from hetmemd.report.tally import Tally
 from hetmemd.report.varlink import Control
 from hetmemd.report.web import ListenError, Web
 from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError, UnsettledError
+from hetmemd.tasks import scan
 from hetmemd.watch.connector import ConnectorSource
 from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint, TaskHint
 from hetmemd.watch.watcher import Watcher
@@ -122,7 +123,7 @@ class Service:
             self._tracer,
             self._world.wanted,
             lambda: self._world.machine.memory_nodes,
-            lambda path: is_threaded(root, path),
+            lambda path: scan.is_threaded(root, path),
             self._is_switched_off,
             self._brakes,
             _Witness(self._tally),

@@ -319,11 +319,12 @@ class Engine:
         if path not in self._world.tree.by_path:
             self._world.look(path)
         placement = None if self._brakes.undone(process, path) else self._world.placement(path)
+        reached = self._is_reached(pid, path)
         record = self.records.get(pid)
         if record is None and pid in self._attempts:
             record = self._attempts[pid][0]
         if record is None or record.process != process:
-            if not self._world.reached(path) and self._clear.get(pid) == (process.start, path):
+            if not reached and self._clear.get(pid) == (process.start, path):
                 return None
             record = Record(process, stat.comm, path, placement)
         record.comm = stat.comm
@@ -331,11 +332,22 @@ class Engine:
             record.placement, record.cgroup = placement, path
             record.renew()
         self._clear.pop(pid, None)
-        if self._world.reached(path):
+        if reached:
             self.records[pid] = record
         else:
             self.records.pop(pid, None)
         return record
+
+    def _is_reached(self, pid: int, path: str) -> bool:
+        """Whether a policy reaches a process in this cgroup, or a thread of its in another (T1)."""
+        if self._world.reached(path):
+            return True
+        if not self._world.any_policy:
+            return False
+        others = set(scan.elsewhere(self._root, pid, path).values())
+        for other in others - self._world.tree.by_path.keys():
+            self._world.look(other)
+        return any(self._world.reached(other) for other in others)
 
     def _after(self, record: Record, changed: bool, hinted: float | None) -> None:
         pid = record.process.pid

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hetmemd import settings
 from hetmemd.engine.binding import Binder, Wish
 from hetmemd.engine.braking import Brakes
-from hetmemd.engine.decide import UNDO
+from hetmemd.engine.decide import UNDO, Wanted
 from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.holds import is_below
 from hetmemd.engine.kernel_table import KernelTable
@@ -22,7 +22,7 @@ from hetmemd.engine.offloop import StuckError
 from hetmemd.engine.record import Record
 from hetmemd.engine.regionwise import Asked
 from hetmemd.engine.steering import Steering, Witness
-from hetmemd.kernel import cgroupfs, libc, procfs
+from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
@@ -30,6 +30,7 @@ from hetmemd.memory.scope import scope
 from hetmemd.remote.client import Tracer
 from hetmemd.report import journal
 from hetmemd.report.tally import Tally
+from hetmemd.tasks import scan
 
 AGAIN = 0.2
 """Seconds until what could not be given back is tried once more."""
@@ -46,6 +47,10 @@ class Selection:
 
     def includes(self, process: ProcessId, cgroup: str) -> bool:
         return self.process == process if self.process else is_below(cgroup, self.cgroup)
+
+    def covers(self, cgroup: str) -> bool:
+        """Whether it is about a thread in this cgroup, of a process that it is about."""
+        return self.process is not None or is_below(cgroup, self.cgroup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +127,23 @@ class Giving:
                 record = look.result() if look.done() and not look.exception() else None
                 if not look.done():
                     look.cancel()
-                if (record and record.carrying) or self._ledger.marks(process) or self._ledger.regions(process):
+                if (record and record.carrying) or self._carries(process, path, selection):
                     reason = record.reason if record else "no-time"
                     if self._is_alive(process):
                         left.append(Left(process.pid, record.comm if record else "", path, reason))
         return left
+
+    def _carries(self, process: ProcessId, path: str, selection: Selection) -> bool:
+        """Whether the ledger has something of the selection left. What belongs to the address space is its leader's."""
+        marks = self._ledger.marks(process)
+        try:
+            others = scan.elsewhere(self._root, process.pid, path) if marks else {}
+        except OSError:
+            others = {}
+        covered = selection.covers(path)
+        return (covered and bool(self._ledger.regions(process))) or any(
+            selection.covers(others[tid]) if tid in others else covered for tid in marks
+        )
 
     async def preview(self, selection: Selection) -> list[Plan]:
         """What `give_back` would do now."""
@@ -154,10 +171,15 @@ class Giving:
             try:
                 stat = procfs.stat(self._root, pid)
                 path = None if stat.flags & procfs.PF_KTHREAD else procfs.cgroup_path(self._root, pid)
+                others = {} if path is None else scan.elsewhere(self._root, pid, path)
             except OSError:
                 continue
             process = ProcessId(pid, stat.start)
-            if pid != 1 and path is not None and selection.includes(process, path):
+            if (
+                pid != 1
+                and path is not None
+                and any(selection.includes(process, each) for each in {path, *others.values()})
+            ):
                 yield process, path
 
     def _is_alive(self, process: ProcessId) -> bool:
@@ -179,9 +201,9 @@ async def alone(
         root,
         ledger,
         tracer,
-        lambda path: UNDO,
+        lambda path: UNDO if selection.covers(path) else Wanted(None, UNDO.why, holds=True),
         lambda: nodes,
-        lambda path: is_threaded(root, path),
+        lambda path: scan.is_threaded(root, path),
         lambda: False,
         brakes,
         witness,
@@ -222,11 +244,3 @@ async def alone(
         brakes.close()
         tracer.close()
         ledger.close()
-
-
-def is_threaded(root: Root, path: str) -> bool:
-    """Whether the threads of one process may be in different cgroups there."""
-    try:
-        return path != "/" and "threaded" in cgroupfs.kind(root, path)
-    except OSError:
-        return False

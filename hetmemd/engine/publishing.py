@@ -39,7 +39,10 @@ def snapshot(
     by_cgroup: dict[str, list[Record]] = {}
     for record in of_all:
         by_cgroup.setdefault(record.cgroup, []).append(record)
-    reached = [effective for path, effective in sorted(world.effective.items()) if world.reached(path)]
+    # Where only threads are reached, in cgroups of their own (T1), the process is in one that is not.
+    reached = [
+        effective for path, effective in sorted(world.effective.items()) if world.reached(path) or path in by_cgroup
+    ]
     return Snapshot(
         at=time.time(),
         version=__version__,

@@ -183,9 +183,7 @@ class Steering:
         marks = self._ledger.marks(process)
         threaded = self._is_threaded(record.cgroup)
         refusal = self._brakes.refusal(process)
-        if instead is None and self._brakes.undone(process, record.cgroup):
-            instead = UNDO
-        wanted = instead or self._wanted(record.cgroup)
+        wanted = instead or self._wanted_in(record.cgroup, process)
         idle = "" if wanted.leaves_task else wanted.reason
         tids = procfs.tids(self._root, process.pid)
         record.forget_threads(set(record.seen) - set(tids))
@@ -213,7 +211,7 @@ class Steering:
                     continue  # a zombie, a dead leader or a kernel thread: it has no memory
                 if threaded:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
-                    wanted = instead or self._wanted(path) if path else Wanted(None, "")
+                    wanted = instead or (self._wanted_in(path, process) if path else Wanted(None, ""))
                     allowed = self._allowed(process.pid, tid)
                 seen = self._seen(record, tid, now, allowed, marks.get(tid), wanted)
             except OSError as error:
@@ -224,6 +222,9 @@ class Steering:
             record.forget_threads({tid})
             record.seen[tid] = seen
         return _Reading(dict(record.seen), frozenset(tids), stat.ppid, partial, refusal, idle)
+
+    def _wanted_in(self, cgroup: str, process: ProcessId) -> Wanted:
+        return UNDO if self._brakes.undone(process, cgroup) else self._wanted(cgroup)
 
     def _allowed(self, pid: int, tid: int) -> frozenset[int]:
         return procfs.mems_allowed(procfs.status(self._root, pid, tid)) & self._memory_nodes()

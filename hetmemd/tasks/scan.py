@@ -19,30 +19,24 @@ class Thread(NamedTuple):
 
 
 def processes(root: Root, cgroup: Cgroup) -> list[int]:
-    """Pids whose thread group leader is in this very cgroup (T1), without order; empty where the cgroup is gone.
+    """Pids of which a thread is in this very cgroup (T1), without order; empty where the cgroup is gone.
 
     Zombies are not listed by the kernel, except a dead leader whose threads live, which is kept. In threaded cgroups
-    cgroup.procs lists too much (the domain: its whole subtree) or nothing (EOPNOTSUPP), and the leaders are looked for.
+    cgroup.procs lists too much (the domain: its whole subtree) or nothing (EOPNOTSUPP), and the threads are looked at.
     """
     try:
-        if not _has_threaded(root, cgroup):
+        if not is_threaded(root, cgroup.path):
             try:
                 return cgroupfs.procs(root, cgroup.path)
             except OSError as error:
                 # It became threaded since it was asked.
                 if error.errno != errno.EOPNOTSUPP:
                     raise
-        found = threads(root, cgroup)
     except OSError as error:
         if libc.is_gone(error):
             return []
         raise
-    leaders = {thread.pid for thread in found if thread.pid == thread.tid}
-    for pid in {thread.pid for thread in found} - leaders:
-        # The leader is dead, or in another cgroup than this thread of its.
-        if _cgroup_of(root, pid) == cgroup.path:
-            leaders.add(pid)
-    return list(leaders)
+    return list({thread.pid for thread in threads(root, cgroup)})
 
 
 def threads(root: Root, cgroup: Cgroup) -> list[Thread]:
@@ -70,26 +64,39 @@ def _leader(root: Root, tid: int) -> int:
     return int(data[start : data.index(b"\n", start)])
 
 
-def _cgroup_of(root: Root, pid: int) -> str | None:
-    try:
-        return procfs.cgroup_path(root, pid)
-    except OSError as error:
-        if libc.is_gone(error):
-            return None
-        raise
-
-
-def _has_threaded(root: Root, cgroup: Cgroup) -> bool:
-    if cgroup.path != "/":
-        return "threaded" in cgroupfs.kind(root, cgroup.path)
-    # The root serves threaded children as their domain without saying so.
-    with os.scandir(cgroupfs.directory(root, "/")) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for name in names:
+def elsewhere(root: Root, pid: int, path: str) -> dict[int, str]:
+    """Threads of a process that are in another cgroup than its own, `path`, with theirs (T1): mostly none can be."""
+    tids = procfs.tids(root, pid)
+    if len(tids) == 1 or not is_threaded(root, path):
+        return {}
+    found: dict[int, str] = {}
+    for tid in tids:
         try:
-            if cgroupfs.kind(root, f"/{name}") == "threaded":
-                return True
+            other = procfs.cgroup_path(root, pid, tid)
         except OSError as error:
             if not libc.is_gone(error):
                 raise
-    return False
+            continue
+        if other is not None and other != path:
+            found[tid] = other
+    return found
+
+
+def is_threaded(root: Root, path: str) -> bool:
+    """Whether the threads of one process may be in different cgroups there. False where that cannot be read."""
+    if path != "/":
+        return "threaded" in _kind(root, path)
+    try:
+        # The root serves threaded children as their domain without saying so.
+        with os.scandir(cgroupfs.directory(root, "/")) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return False
+    return any(_kind(root, f"/{name}") == "threaded" for name in names)
+
+
+def _kind(root: Root, path: str) -> str:
+    try:
+        return cgroupfs.kind(root, path)
+    except OSError:
+        return ""

@@ -42,7 +42,7 @@ def test_the_tree_agrees_with_the_kernel(own: OwnCgroup) -> None:
 
 
 def test_T1_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
-    """The leader's cgroup has the process, the other cgroup only the thread."""
+    """Each of their cgroups has the process."""
     path = own.make("threaded")
     (own.directory / "threaded" / "cgroup.type").write_text("threaded")
     with running(build("kin", tmp_path), "threads") as process:
@@ -51,14 +51,16 @@ def test_T1_threads_of_threaded_cgroups(own: OwnCgroup, tmp_path: Path) -> None:
         assert scan.processes(ROOT, the(own.path)) == [process.pid]
         move(tid, path, "cgroup.threads")
         assert scan.processes(ROOT, the(own.path)) == [process.pid]
-        assert scan.processes(ROOT, the(path)) == []
+        assert scan.processes(ROOT, the(path)) == [process.pid]
+        assert scan.elsewhere(ROOT, process.pid, own.path) == {tid: path}
         assert scan.threads(ROOT, the(own.path)) == [Thread(process.pid, process.pid)]
         assert scan.threads(ROOT, the(path)) == [Thread(process.pid, tid)]
         # And the other way round: the leader sits in the threaded cgroup.
         move(process.pid, path, "cgroup.threads")
         move(tid, own.path, "cgroup.threads")
-        assert scan.processes(ROOT, the(own.path)) == []
+        assert scan.processes(ROOT, the(own.path)) == [process.pid]
         assert scan.processes(ROOT, the(path)) == [process.pid]
+        assert scan.elsewhere(ROOT, process.pid, path) == {tid: own.path}
 
 
 def test_a_dead_leader_with_a_live_thread_is_kept(own: OwnCgroup, tmp_path: Path) -> None:

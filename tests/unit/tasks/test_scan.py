@@ -47,14 +47,14 @@ def test_a_domain_lists_its_processes(tmp_path: Path) -> None:
     assert scan.processes(root, the(root, "/a")) == [7, 8]
 
 
-def test_T1_a_threaded_domain_lists_only_leaders_of_its_own(tmp_path: Path) -> None:
+def test_T1_a_threaded_domain_lists_whoever_has_a_thread_there(tmp_path: Path) -> None:
     root = machine(tmp_path)
     cgroup(root, "/a", type="domain threaded\n", procs="7\n8\n9\n", threads="7\n81\n91\n")
     task(root, 7, path="/a")
     task(root, 8, 81, path="/a/b")
     task(root, 9, 91, path="/a")
-    # 8 sits below and has only a thread here; 9 is dead, so cgroup.threads does not list it, and was here.
-    assert set(scan.processes(root, the(root, "/a"))) == {7, 9}
+    # 8 sits below and has only a thread here; 9 is dead, so cgroup.threads does not list it.
+    assert set(scan.processes(root, the(root, "/a"))) == {7, 8, 9}
     assert scan.threads(root, the(root, "/a")) == [Thread(7, 7), Thread(8, 81), Thread(9, 91)]
 
 
@@ -67,6 +67,19 @@ def test_the_root_of_threaded_children(tmp_path: Path) -> None:
     assert scan.processes(root, the(root, "/")) == [7, 8]
     cgroup(root, "/a", type="threaded\n")
     assert scan.processes(root, the(root, "/")) == [7]
+
+
+def test_T1_threads_that_are_elsewhere(tmp_path: Path) -> None:
+    root = machine(tmp_path)
+    cgroup(root, "/a", type="domain threaded\n")
+    cgroup(root, "/b", type="domain\n")
+    task(root, 7, 71, 72, path="/a")
+    assert scan.elsewhere(root, 7, "/a") == {}
+    root.path("/proc/7/task/72/cgroup").write_text("0::/a/x\n")
+    assert scan.elsewhere(root, 7, "/a") == {72: "/a/x"}
+    assert scan.elsewhere(root, 7, "/b") == {}, "in a domain there is nothing to look for"
+    root.path("/proc/7/task/72/cgroup").unlink()
+    assert scan.elsewhere(root, 7, "/a") == {}
 
 
 def test_what_ends_meanwhile_is_left_out(tmp_path: Path) -> None:
