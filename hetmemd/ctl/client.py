@@ -45,9 +45,9 @@ def explain_process(pid: int, path: str = SOCKET) -> dict[str, Any]:
     return dict(_call(path, "Explain", "answer", pid=pid))
 
 
-def undo(cgroup: str | None, pid: int | None, dry_run: bool, path: str = SOCKET) -> dict[str, Any]:
+def undo(cgroup: str | None, pid: int | None, dry_run: bool, force: bool, path: str = SOCKET) -> dict[str, Any]:
     where: dict[str, Any] = {"cgroup": cgroup} if cgroup is not None else {"pid": pid} if pid is not None else {}
-    return dict(_call(path, "Undo", "answer", UNDO_SECONDS, **where, dry_run=dry_run))
+    return dict(_call(path, "Undo", "answer", UNDO_SECONDS, **where, dry_run=dry_run, force=force))
 
 
 def release(what: str | None, path: str = SOCKET) -> list[dict[str, Any]]:

@@ -144,6 +144,9 @@ def _orders(verbs: Any) -> None:
     where.add_argument("--cgroup", metavar="CGROUP", help="only in this cgroup and those below it")
     where.add_argument("--pid", metavar="PID", type=int, help="only in this process")
     undo.add_argument("--dry-run", action="store_true", help="only say what would be given back")
+    undo.add_argument(
+        "--force", action="store_true", help="also in processes that are denied, or held after a crash of their program"
+    )
 
     release = verbs.add_parser(
         "release",
@@ -356,7 +359,7 @@ def _undo(chosen: argparse.Namespace) -> int:
     cgroup = None if chosen.cgroup is None else _below_mount(chosen.cgroup)
     if cgroup is not None and not cgroup.startswith("/"):
         return _fail(USAGE, f"a cgroup is named by its path below the cgroup root, which begins with /, not {cgroup!r}")
-    told = orders.undo(_root(chosen.root), chosen.socket, cgroup, chosen.pid, chosen.dry_run)
+    told = orders.undo(_root(chosen.root), chosen.socket, cgroup, chosen.pid, chosen.dry_run, chosen.force)
     _show(chosen, told, lambda paint: text.undo(told, paint))
     return NEGATIVE if told.get("left") else OK
 

@@ -26,16 +26,16 @@ class RefusedError(Exception):
     """It cannot be done; the text says why."""
 
 
-def undo(root: Root, path: str, cgroup: str | None, pid: int | None, dry_run: bool) -> dict[str, Any]:
+def undo(root: Root, path: str, cgroup: str | None, pid: int | None, dry_run: bool, force: bool) -> dict[str, Any]:
     """`path` is that of the control socket."""
     try:
-        return client.undo(cgroup, pid, dry_run, path)
+        return client.undo(cgroup, pid, dry_run, force, path)
     except client.AbsentError:
         _as_root()
-    return _undo_alone(root, cgroup, pid, dry_run)
+    return _undo_alone(root, cgroup, pid, dry_run, force)
 
 
-def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) -> dict[str, Any]:
+def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool, force: bool) -> dict[str, Any]:
     import asyncio  # noqa: PLC0415
 
     from hetmemd import instance  # noqa: PLC0415
@@ -57,7 +57,8 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool) 
         if not known:
             return told(giving.Given(0, ()) if not dry_run else [])
         witness = journal.Applications()
-        return told(asyncio.run(giving.alone(root, _selection(root, cgroup, pid), SECONDS, witness, dry_run)))
+        selection = _selection(root, cgroup, pid)
+        return told(asyncio.run(giving.alone(root, selection, SECONDS, witness, dry_run, force)))
     finally:
         os.close(lock)
 

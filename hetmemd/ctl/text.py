@@ -129,7 +129,11 @@ def undo(told: Answer, paint: Paint) -> list[str]:
     lines = [f"given back: {count} thread{'' if count == 1 else 's'}"]
     for left in told["left"]:
         sentence = f"left: {left['comm']}[{left['pid']}] in {left['cgroup']}: {left['reason']}"
-        lines.append(paint("bad", printable(sentence)))
+        lines.append(paint("bad", printable(sentence + (f" ({left['note']})" if left.get("note") else ""))))
+    if any(left.get("is_refused") for left in told["left"]):
+        lines.append(
+            "What is refused is not touched, and keeps what it was given until it ends; to insist: undo --force"
+        )
     if told["held"] is not None:
         lines.append(printable(f"The service gives nothing there any more, until: hetmemctl release {told['held']}"))
     else:

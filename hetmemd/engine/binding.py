@@ -78,7 +78,7 @@ class Brakes(Protocol):
 
     def turn(self, process: ProcessId) -> AbstractAsyncContextManager[None]: ...
 
-    def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
+    def permit(self, process: ProcessId, cgroup: str, policy: str, count: int) -> Permit: ...
 
     def done(self, process: ProcessId, policy: str, granted: int, stops: int, ended: bool = False) -> None: ...
 
@@ -306,7 +306,7 @@ class Binder:
                 break
             some = calls[begin : begin + SLICE]
             key = "" if all(change.undoes for _, change in some) else wish.key
-            result = await self._bind(record.process, key, [call for call, _ in some])
+            result = await self._bind(record, key, [call for call, _ in some])
             for pause in result.pauses_ns:
                 self._tally.pause(pause / 1e9)
             done = [pair for pair, code in zip(some, result.errnos, strict=False) if not code]
@@ -328,10 +328,11 @@ class Binder:
         self._witness(record.cgroup, record.comm, record.process, wish.why, bound, undone, failed)
         return bool(bound or undone), hindrance
 
-    async def _bind(self, process: ProcessId, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
+    async def _bind(self, record: Record, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
         """As far as the brakes allow it: how many stops it takes is known, and paid for, afterwards."""
+        process = record.process
         async with self._brakes.turn(process):
-            permit = self._brakes.permit(process, key, 1)
+            permit = self._brakes.permit(process, record.cgroup, key, 1)
             if not permit.granted:
                 return RegionsResult(permit.outcome, permit.reason, 0, (), ())
             stops, ended = 1, False  # whoever is cancelled in between may have stopped one

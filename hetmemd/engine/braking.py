@@ -7,7 +7,8 @@ import logging
 import pwd
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -84,6 +85,7 @@ class Brakes:
         self._patterns: tuple[Pattern, ...] = ()
         self._uids: frozenset[int] = frozenset()
         self._before: dict[ProcessId, Act | None] = {}
+        self._insistences: list[Callable[[ProcessId, str], bool]] = []
         self._suspicions: dict[Executable, _Suspicion] = {}
         self._turns: WeakValueDictionary[Executable, asyncio.Lock] = WeakValueDictionary()
         self._timer: asyncio.TimerHandle | None = None
@@ -117,12 +119,23 @@ class Brakes:
 
     # -- asked
 
-    def refusal(self, process: ProcessId) -> str:
+    @contextmanager
+    def insisting(self, includes: Callable[[ProcessId, str], bool]) -> Iterator[None]:
+        """Meanwhile those of these processes, by their cgroup, that would be refused are given back what they had."""
+        self._insistences = [*self._insistences, includes]
+        try:
+            yield
+        finally:
+            self._insistences = [other for other in self._insistences if other is not includes]
+
+    def refusal(self, process: ProcessId, cgroup: str) -> str:
         """Why nothing may be done to a process whatever is wanted of it; empty where it may. Called in any thread.
 
         `OSError` where it is gone, or where that cannot be found out.
         """
         if not (self._patterns or self._uids or self.holds.has("executable")):
+            return ""
+        if any(includes(process, cgroup) for includes in self._insistences):
             return ""
         executable = self._executable(process)
         users = procfs.users(procfs.status(self._root, process.pid)) if self._uids else frozenset()
@@ -162,12 +175,12 @@ class Brakes:
                 self._turns[executable] = lock
         return lock
 
-    def permit(self, process: ProcessId, policy: str, count: int) -> Permit:
+    def permit(self, process: ProcessId, cgroup: str, policy: str, count: int) -> Permit:
         """Asked right before `count` threads are stopped; those that are granted are an act from then on, and `done`
         must be told. `policy` is a `policy_key`, empty where something is given back."""
         at = time.monotonic()
         try:
-            if reason := self.refusal(process):
+            if reason := self.refusal(process, cgroup):
                 return Permit(0, Outcome.REFUSED, reason)
             executable = self._executable(process)
         except OSError as error:

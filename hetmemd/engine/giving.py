@@ -61,6 +61,10 @@ class Left:
     comm: str
     cgroup: str
     reason: str
+    note: str = ""
+    """What more there is to say of it."""
+    is_refused: bool = False
+    """It is never touched, however often that is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class Giving:
         await self._adopt(selection)
         while True:
             left = await self._once(selection, until)
-            if not left or loop.time() + AGAIN >= until:
+            if all(each.is_refused for each in left) or loop.time() + AGAIN >= until:
                 return Given(self._steering.given_back - before, tuple(left))
             await asyncio.sleep(AGAIN)
 
@@ -128,9 +132,13 @@ class Giving:
                 if not look.done():
                     look.cancel()
                 if (record and record.carrying) or self._carries(process, path, selection):
-                    reason = record.reason if record else "no-time"
-                    if self._is_alive(process):
-                        left.append(Left(process.pid, record.comm if record else "", path, reason))
+                    if not self._is_alive(process):
+                        continue
+                    if record is None:
+                        left.append(Left(process.pid, "", path, "no-time"))
+                        continue
+                    refused = bool(record.refusal)
+                    left.append(Left(process.pid, record.comm, path, record.reason, record.note, refused))
         return left
 
     def _carries(self, process: ProcessId, path: str, selection: Selection) -> bool:
@@ -190,7 +198,7 @@ class Giving:
 
 
 async def alone(
-    root: Root, selection: Selection, seconds: float, witness: Witness, dry_run: bool
+    root: Root, selection: Selection, seconds: float, witness: Witness, dry_run: bool, force: bool
 ) -> Given | list[Plan]:
     """Without the service, whose lock the caller holds. `OSError`, `sqlite3.Error`, `SettingsError`."""
     ledger = Ledger(root)
@@ -232,9 +240,10 @@ async def alone(
 
     try:
         giving = Giving(root, ledger, steering, binder.heritage, look)
-        if dry_run:
-            return await giving.preview(selection)
-        given = await giving.give_back(selection, seconds)
+        with brakes.insisting(selection.includes) if force else contextlib.nullcontext():
+            if dry_run:
+                return await giving.preview(selection)
+            given = await giving.give_back(selection, seconds)
         if selection == Selection():
             KernelTable(root, lambda: False).give_back()
         return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
@@ -20,18 +21,20 @@ class Orders:
         self._brakes = brakes
         self._giving = giving
 
-    async def undo(self, cgroup: str | None, pid: int | None, dry_run: bool) -> dict[str, Any]:
-        """Give back, and from then on give nothing to that cgroup or process. Both None: everywhere.
+    async def undo(self, cgroup: str | None, pid: int | None, dry_run: bool, force: bool) -> dict[str, Any]:
+        """Give back, and from then on give nothing to that cgroup or process. Both None: everywhere. With `force` also
+        in processes that are never touched otherwise: denied, or held after a crash.
 
         `OSError`: there is no such process (ESRCH, ENOENT), or it could not be written down: nothing was done then.
         """
         process = None if pid is None else procfs.identify(self._root, pid)
         selection = Selection(cgroup or "/", process)
-        if dry_run:
-            return told(await self._giving.preview(selection))
-        self._brakes.undo(cgroup, process)
-        held = str(pid) if pid is not None else selection.cgroup
-        return {**told(await self._giving.give_back(selection, SECONDS)), "held": held}
+        with self._brakes.insisting(selection.includes) if force else contextlib.nullcontext():
+            if dry_run:
+                return told(await self._giving.preview(selection))
+            self._brakes.undo(cgroup, process)
+            held = str(pid) if pid is not None else selection.cgroup
+            return {**told(await self._giving.give_back(selection, SECONDS)), "held": held}
 
     def release(self, what: str | None) -> list[dict[str, Any]]:
         """Of what is held, those of this name, or all. `OSError`: nothing was released."""

@@ -50,7 +50,7 @@ class Acts(Protocol):
 class Brakes(Protocol):
     """Who is asked before every act: `braking.Brakes`."""
 
-    def refusal(self, process: ProcessId) -> str: ...
+    def refusal(self, process: ProcessId, cgroup: str) -> str: ...
 
     def undone(self, process: ProcessId, cgroup: str) -> bool: ...
 
@@ -58,7 +58,7 @@ class Brakes(Protocol):
 
     def turn(self, process: ProcessId) -> AbstractAsyncContextManager[None]: ...
 
-    def permit(self, process: ProcessId, policy: str, count: int) -> Permit: ...
+    def permit(self, process: ProcessId, cgroup: str, policy: str, count: int) -> Permit: ...
 
     def done(self, process: ProcessId, policy: str, granted: int, stops: int, ended: bool = False) -> None: ...
 
@@ -182,7 +182,7 @@ class Steering:
             raise ProcessLookupError(0, "another process has this pid now", f"/proc/{process.pid}")
         marks = self._ledger.marks(process)
         threaded = self._is_threaded(record.cgroup)
-        refusal = self._brakes.refusal(process)
+        refusal = self._brakes.refusal(process, record.cgroup)
         wanted = instead or self._wanted_in(record.cgroup, process)
         idle = "" if wanted.leaves_task else wanted.reason
         tids = procfs.tids(self._root, process.pid)
@@ -310,7 +310,7 @@ class Steering:
         """The act on as many of the threads as the brakes allow."""
         results: list[ThreadResult] = []
         async with self._brakes.turn(record.process):
-            permit = self._brakes.permit(record.process, key, len(tids))
+            permit = self._brakes.permit(record.process, record.cgroup, key, len(tids))
             if permit.granted:
                 stops, ended = permit.granted, False  # whoever is cancelled in between may have stopped them
                 try:

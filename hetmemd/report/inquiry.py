@@ -38,7 +38,7 @@ CALLER: ContextVar[int] = ContextVar("uid of the caller", default=-1)
 class Orders(Protocol):
     """Who does what root asks for: `engine.orders.Orders`. `OSError`: nothing was done."""
 
-    async def undo(self, cgroup: str | None, pid: int | None, dry_run: bool) -> dict[str, Any]: ...
+    async def undo(self, cgroup: str | None, pid: int | None, dry_run: bool, force: bool) -> dict[str, Any]: ...
 
     def release(self, what: str | None) -> list[dict[str, Any]]: ...
 
@@ -107,14 +107,16 @@ class Inquiry(Interface):
         return (await self._status())["files"]
 
     @varlinkmethod(return_parameter="answer", allow_foreign=True)
-    async def Undo(self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False) -> Any:
+    async def Undo(
+        self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False, force: bool = False
+    ) -> Any:
         orders = self._for_root()
         if cgroup is not None and pid is not None:
             raise InvalidParameter(parameter="cgroup")
         if cgroup is not None:
             cgroup = "/" + cgroup.strip("/")
         try:
-            return await orders.undo(cgroup, pid, dry_run)
+            return await orders.undo(cgroup, pid, dry_run, force)
         except OSError as error:
             if pid is not None and libc.is_gone(error):
                 raise NoSuchProcess(pid=pid) from None

@@ -60,9 +60,12 @@ class Interface(VarlinkInterface, name="org.hetmemd"):
         raise NotImplementedError
 
     @varlinkmethod(return_parameter="answer", allow_foreign=True)
-    async def Undo(self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False) -> Any:
+    async def Undo(
+        self, *, cgroup: str | None = None, pid: int | None = None, dry_run: bool = False, force: bool = False
+    ) -> Any:
         """Give back what was replaced, in a cgroup and all below it, in a process, or everywhere; from then on nothing
-        is given to them until Release. What `hetmemctl undo --json` prints."""
+        is given to them until Release. With `force` also in processes that are denied, or held after a crash. What
+        `hetmemctl undo --json` prints."""
         raise NotImplementedError
 
     @varlinkmethod(return_parameter="released", allow_foreign=True)

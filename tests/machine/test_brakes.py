@@ -71,7 +71,7 @@ def crash(task: Task) -> None:
     assert task.wait(30) == -11
 
 
-def hetmemctl(daemon: Daemon, *words: str) -> dict[str, Any]:
+def hetmemctl(daemon: Daemon, *words: str, status: int = 0) -> dict[str, Any]:
     shown = subprocess.run(
         [sys.executable, "-m", "hetmemd.ctl.main", *words, "--json", "--socket", daemon.socket],
         capture_output=True,
@@ -79,7 +79,7 @@ def hetmemctl(daemon: Daemon, *words: str) -> dict[str, Any]:
         check=False,
         timeout=60,
     )
-    assert shown.returncode == 0, shown.stderr
+    assert shown.returncode == status, shown.stdout + shown.stderr
     found: dict[str, Any] = json.loads(shown.stdout)
     return found
 
@@ -257,6 +257,45 @@ def test_the_deny_list(daemon: Daemon, group: Group) -> None:
         eventually("and not the other", lambda: shown(popen.pid) == INTERLEAVE)
         assert shown(nobody.pid) == "default"
         assert any("nobody-of-that-name" in note for note in hetmemctl(daemon, "status")["notes"])
+
+
+def left(told: dict[str, Any]) -> list[tuple[int, str]]:
+    return [(each["pid"], each["reason"]) for each in told["left"]]
+
+
+def test_undo_leaves_who_is_held_after_a_crash_until_somebody_insists(daemon: Daemon, group: Group) -> None:
+    brakes(daemon, "first_tasks = 0")
+    daemon.drop("50-a.toml", policy(group.path))
+    with python(ON_DEMAND) as first, python(ON_DEMAND) as second, sleeping() as other:
+        for task in (first, second, other):
+            group.take(task.pid)
+        eventually("it holds", lambda: {shown(task.pid) for task in (first, second, other)} == {INTERLEAVE})
+        crash(first)
+        eventually("held", lambda: daemon.metric("held", kind="executable") == 1)
+        told = hetmemctl(daemon, "undo", "--cgroup", group.path, status=1)
+        assert left(told) == [(second.pid, "crashed")]
+        assert "SIGSEGV" in told["left"][0]["note"]
+        assert (shown(second.pid), shown(other.pid)) == (INTERLEAVE, "default")
+        told = hetmemctl(daemon, "undo", "--cgroup", group.path, "--force")
+        assert (told["threads"], told["left"], shown(second.pid)) == (1, [], "default")
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["by the service", "without it"])
+def test_undo_leaves_who_was_denied_since_until_somebody_insists(daemon: Daemon, group: Group, alone: bool) -> None:
+    daemon.drop("50-a.toml", policy(group.path))
+    with sleeping() as popen:
+        group.take(popen.pid)
+        eventually("it holds", lambda: shown(popen.pid) == INTERLEAVE)
+        brakes(daemon, f'deny_executables = ["{procfs.executable(Root(), popen.pid).path}"]')
+        where = ["--cgroup", group.path, "--root", str(daemon.folder)]
+        if alone:
+            daemon.stop()
+        assert left(hetmemctl(daemon, "undo", *where, status=1)) == [(popen.pid, "denied-executable")]
+        assert shown(popen.pid) == INTERLEAVE
+        assert hetmemctl(daemon, "undo", *where, "--dry-run")["threads"] == 0
+        assert hetmemctl(daemon, "undo", *where, "--dry-run", "--force")["threads"] == 1
+        assert hetmemctl(daemon, "undo", *where, "--force")["left"] == []
+        assert shown(popen.pid) == "default"
 
 
 def test_the_kill_switch_survives_a_restart(daemon: Daemon, group: Group) -> None:

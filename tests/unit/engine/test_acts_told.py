@@ -36,7 +36,7 @@ class Told:
     def turn(self, process: ProcessId) -> AbstractAsyncContextManager[None]:
         return self.lock
 
-    def permit(self, process: ProcessId, policy: str, count: int) -> Permit:
+    def permit(self, process: ProcessId, cgroup: str, policy: str, count: int) -> Permit:
         assert self.lock.locked()
         return Permit(min(self.granted, count), Outcome.DEFERRED, "stop-rate")
 
@@ -87,7 +87,7 @@ def bound(tmp_path: Path, granted: int, result: RegionsResult) -> tuple[Told, Re
         unused: Any = lambda *_: None  # noqa: E731
         binder = Binder(root, ledger, told, unused, unused, unused, told, unused, unused)  # type: ignore[arg-type]
         try:
-            return told, await binder._bind(PROCESS, "key", [])
+            return told, await binder._bind(Record(PROCESS, "x", "/a", None), "key", [])
         finally:
             binder.close()
 

@@ -61,7 +61,7 @@ class Machine:
         return ProcessId(pid, 1000 + pid)
 
     def act(self, process: ProcessId, stops: int = 1, ended: bool = False, policy: str = POLICY) -> tuple[int, str]:
-        permit = self.brakes.permit(process, policy, 1)
+        permit = self.brakes.permit(process, "/a", policy, 1)
         if permit.granted:
             self.brakes.done(process, policy, permit.granted, stops, ended)
             return permit.granted, ""
@@ -151,7 +151,7 @@ async def test_one_act_after_the_other_on_an_executable(machine: Machine) -> Non
 async def test_a_place_among_the_first_goes_to_the_next_at_once(machine: Machine) -> None:
     processes = [machine.process(pid) for pid in range(1, 5)]
     for each in processes[:2]:
-        assert machine.brakes.permit(each, POLICY, 1).granted
+        assert machine.brakes.permit(each, "/a", POLICY, 1).granted
     assert machine.act(processes[2]) == (0, "trial")
     assert machine.act(processes[3]) == (0, "trial")
     for each in processes[:2]:
@@ -168,6 +168,19 @@ async def test_without_a_stop_granted_nothing_is_tried(machine: Machine) -> None
     assert machine.act(machine.process(8)) == (0, "stop-rate")
     await asyncio.sleep(0.2)
     assert (machine.ledger.tried, machine.rescans) == (set(), 0)
+
+
+@served
+async def test_who_is_refused_is_given_back_to_where_somebody_insists(machine: Machine) -> None:
+    process = machine.process(7)
+    machine.act(process)
+    machine.brakes.crashed(7, 11, False)
+    assert machine.act(process, policy="") == (0, "crashed")
+    with machine.brakes.insisting(lambda each, cgroup: (each, cgroup) == (process, "/a")):
+        assert machine.brakes.refusal(process, "/a/b") == "crashed"
+        assert machine.brakes.refusal(process, "/a") == ""
+        assert machine.act(process, policy="") == (1, "")
+    assert machine.act(process, policy="") == (0, "crashed")
 
 
 @served
