@@ -35,8 +35,13 @@ IN_ONLYDIR = 0x1000000
 IN_DONT_FOLLOW = 0x2000000
 IN_ISDIR = 0x40000000
 
+PACE = 0.01
+"""Seconds between two readings, at least."""
+
 _HEAD = struct.Struct("iIII")
 _READ = 1 << 16
+_READINGS = 16
+"""At a time, before others on the loop have their turn: as much as the kernel queues, unless it is told otherwise."""
 
 
 class Unavailable(Exception):
@@ -145,6 +150,7 @@ class InotifySource(Source, ABC):
         super().__init__(deliver)
         self._loop = loop
         self.inotify: Inotify | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     def open(self) -> bool:
         """Up, with nothing watched yet; False where it cannot be, with a note."""
@@ -158,6 +164,9 @@ class InotifySource(Source, ABC):
         return True
 
     def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self.inotify is not None:
             self._loop.remove_reader(self.inotify.descriptor)
             self.inotify.close()
@@ -169,10 +178,18 @@ class InotifySource(Source, ABC):
         """One batch. With `overflow` some are missing: `lost` is told, once everything is watched again."""
 
     def _readable(self) -> None:
+        """Something came: take everything at once, and what comes in the next moment together after that. So what comes
+        alone is not late, and what comes in masses costs one waking in each moment."""
         if self.inotify is None:
             return
+        self._loop.remove_reader(self.inotify.descriptor)
+        self._pause = self._loop.call_later(PACE, self._listen)
+        events: list[Event] = []
         try:
-            events = self.inotify.read()
+            for _ in range(_READINGS):
+                if not (some := self.inotify.read()):
+                    break
+                events += some
         except OSError as error:
             self.close()
             self.fail(f"reading inotify events: {error}{self.advice}")
@@ -181,3 +198,11 @@ class InotifySource(Source, ABC):
         told = [event for event in events if not event.mask & IN_Q_OVERFLOW]
         self.events += len(told)
         self.take(told, overflow=len(told) < len(events))
+
+    def _listen(self) -> None:
+        self._pause = None
+        if self.inotify is not None:
+            try:
+                self._loop.add_reader(self.inotify.descriptor, self._readable)
+            except OSError:
+                self._readable()  # the descriptor is lost: reading it says so

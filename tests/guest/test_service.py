@@ -36,7 +36,7 @@ OBSERVE = Path("/run/hetmemd/observe")
 Task = subprocess.Popen[bytes]
 
 
-def test_a_task_that_runs_already_gets_a_dropped_policy_within_a_second(group: Group, task: Task) -> None:
+def test_a_task_that_runs_already_gets_a_dropped_policy_without_a_restart(group: Group, task: Task) -> None:
     group.take(task.pid)
     drop("50-test.toml", policy(group.path))
     eventually("the policy holds", lambda: shown(task.pid) == THREE_TO_ONE)

@@ -1,7 +1,6 @@
 """Programs that run on while they are called, and that a call could harm: each finds out for itself, and finds nothing.
 
-Each is first given a policy by the daemon and gives it back, then called again and again. tests/machine/README.md says
-which test shows which trap.
+Each is first given a policy by the daemon and gives it back, then called again and again.
 """
 
 from __future__ import annotations

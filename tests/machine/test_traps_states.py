@@ -1,7 +1,4 @@
-"""Tasks that a policy cannot be given to, now or ever: each stays unharmed, and the daemon says which it is.
-
-tests/machine/README.md says which test shows which trap.
-"""
+"""Tasks that a policy cannot be given to, now or ever: each stays unharmed, and the daemon says which it is."""
 
 from __future__ import annotations
 
