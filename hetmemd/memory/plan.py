@@ -3,16 +3,25 @@
 Folios that can be moved are cut, in the order of their addresses, into **windows**: as many folios of one size as the
 sum of the weights (in lowest terms). A window is right when it holds each node's weight exactly; what is missing on a
 node is its deficit. The plan is the sum of the windows' deficits, and no plan that makes all windows right is shorter.
-So a reader that streams through memory meets all nodes in every window, not one after the other. Three things follow:
+So a reader that streams through memory meets all nodes in every window, not one after the other. What is guaranteed,
+for folios of each size by themselves, of weights w with the sum W:
 
+- The windows that are cut, one after the other from the lowest address on, are exact. What is left at the end, less
+  than a window, has of each node its share rounded up or down, whichever is nearer to what lies there. So the whole is
+  right to less than one folio.
 - A window that is right is left alone, whatever the order in it: memory that the kernel interleaved itself, by any
   phase, is not touched, and a second plan after the first is empty.
-- Within a window there is a choice of *which* folios move, at the same price. Those go that bring the window nearest to
-  one even sequence of nodes (`sequence`), the same for all windows. Memory that was all on one node so becomes that
-  sequence, in which every window at any offset, of at least the sum of the weights, is off by one folio at most
-  for two nodes (by less than two for more).
-- What is left at the end of a span, less than a window, gets its piece of the same sequence, and the next span goes on
-  with the sequence where this one ended (`Phase`): the whole is right to one folio for each size of folio.
+- So a stretch that begins or ends within a window can be off. Of any stretch of whole windows' length (W, 2W, ...) a
+  node holds its weight, off by min(w, W - w) at most; of any other, its share, off by 2w(W - w)/W at most. Less would
+  take moves in windows that are right: with 25:6 these may hold their 6 all at the end, the next one at its beginning.
+- Where folios have to move, there is a choice of *which*, at the same price. Those stay and come that bring the window
+  nearest to one even sequence of nodes (`sequence`), the same for all windows. Memory that was all on one node so
+  becomes that sequence: of it every stretch of W and more, at any offset, is off by one folio at most for two nodes,
+  and by less than two for more of them or where what is left at the end is in it. Of memory that lay by chance nine in
+  ten stretches are off by one folio at most, and few by more than a handful.
+
+Memory is planned piece by piece: the folios of a window that is not complete are handed back (`Moves.rest`), to be put
+before the next piece. So the plan is the same however it is cut.
 
 Folios of different sizes (in powers of two, rounded down) have windows of their own: a small page cannot make up for a
 huge one.
@@ -38,10 +47,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Nodes = NDArray[np.int16]
-Phase = Mapping[int, int]
-"""By order of folio (log2 of its pages): how many places of the sequence were given out before, modulo its length."""
-START: Phase = {}
-
 STAYS = -1
 LONGEST_WINDOW = 4096
 """Folios; weights with a larger sum are rounded to the nearest shares that fit: 0.02 % off at most."""
@@ -55,9 +60,13 @@ class Ratio:
     """(node, weight), ascending by node, weights positive and in lowest terms."""
 
     @property
+    def window(self) -> int:
+        """Folios: the sum of the weights."""
+        return sum(weight for _, weight in self.weights)
+
+    @property
     def shares(self) -> dict[int, float]:
-        total = sum(weight for _, weight in self.weights)
-        return {node: weight / total for node, weight in self.weights}
+        return {node: weight / self.window for node, weight in self.weights}
 
     def distance(self, pages: Mapping[int, int]) -> float:
         """Total variation, 0 to 1: half the sum of the differences between shares that are and that should be."""
@@ -126,46 +135,51 @@ class Moves:
     """A plan. No folio is in it twice, and none that is in place."""
 
     index: NDArray[np.int64]
-    """Which folios of the span, ascending."""
+    """Which folios, ascending."""
     destination: Nodes
     """The node that each goes to."""
-    phase: Phase
-    """To be given to the plan of the span that follows."""
+    rest: NDArray[np.int64]
+    """Those that wait for their window to become complete, ascending: to be planned again, before the ones that follow.
+    Less than a window of each size."""
 
     def __len__(self) -> int:
         return len(self.index)
 
 
-def plan(nodes: Nodes, sizes: NDArray[np.int32] | None, target: Target, phase: Phase = START) -> Moves:
-    """The moves for one span.
+def plan(nodes: Nodes, sizes: NDArray[np.int32] | None, target: Target, is_last: bool = True) -> Moves:
+    """The moves for what is held against one target, or for a piece of it.
 
     `nodes`: of each folio in the order of addresses; negative for one that is not there or cannot be moved.
     `sizes`: pages of each folio, 1 and more; None where all are of one page. One entry stands for a whole folio, so
     none is split.
+    `is_last`: no more follow, and incomplete windows are planned as they are.
     """
     if isinstance(target, Within):
-        return _plan_within(nodes, target, phase)
+        return _plan_within(nodes, target)
     orders = np.zeros(1, dtype=np.int32) if sizes is None or not (sizes > 1).any() else np.frexp(sizes)[1] - 1
     to = np.full(len(nodes), STAYS, dtype=np.int16)
-    following = dict(phase)
+    rest = [np.zeros(0, dtype=np.int64)]
     for order in np.unique(orders).tolist():
         chosen = np.flatnonzero((nodes >= 0) & (orders == order))
-        to[chosen] = _plan_ratio(nodes.take(chosen), target, phase.get(order, 0))
-        following[order] = (phase.get(order, 0) + len(chosen)) % sum(weight for _, weight in target.weights)
+        if not is_last:
+            whole = len(chosen) - len(chosen) % target.window
+            rest.append(chosen[whole:])
+            chosen = chosen[:whole]
+        to[chosen] = _plan_ratio(nodes.take(chosen), target)
     index = np.flatnonzero(to != STAYS)
-    return Moves(index, to[index], following)
+    return Moves(index, to[index], np.sort(np.concatenate(rest)))
 
 
-def _plan_within(nodes: Nodes, target: Within, phase: Phase) -> Moves:
+def _plan_within(nodes: Nodes, target: Within) -> Moves:
     there = np.unique(nodes[nodes >= 0]).tolist()
     table = np.arange(max([*there, *target.nodes]) + 1, dtype=np.int16)
     for node in there:
         table[node] = target.destination(node)
     index = np.flatnonzero((nodes >= 0) & (table[nodes] != nodes))
-    return Moves(index, table[nodes[index]], phase)
+    return Moves(index, table[nodes[index]], np.zeros(0, dtype=np.int64))
 
 
-def _plan_ratio(nodes: Nodes, target: Ratio, phase: int) -> Nodes:
+def _plan_ratio(nodes: Nodes, target: Ratio) -> Nodes:
     """Where each folio goes, or STAYS. All are of one size and can be moved."""
     if not len(nodes):
         return nodes
@@ -175,23 +189,35 @@ def _plan_ratio(nodes: Nodes, target: Ratio, phase: int) -> Nodes:
     table = np.full(max(int(nodes.max()), int(names.max())) + 1, len(names), dtype=np.int16)
     table[names] = np.arange(len(names))
     slots = table.take(nodes)
-    window = sum(weights)
-    ideal = np.roll(sequence(weights), -phase)
-    whole = len(slots) // window * window
-    piece = ideal[: len(slots) - whole]
+    ideal = sequence(weights)
+    whole = len(slots) - len(slots) % target.window
     # Windows are columns: numpy is slow over many short rows.
     to = np.empty(len(slots), dtype=np.int16)
-    to[:whole] = _even_out(np.ascontiguousarray(slots[:whole].reshape(-1, window).T), ideal, weights).T.ravel()
-    to[whole:] = _even_out(slots[whole:, None], piece, np.bincount(piece, minlength=len(names)).tolist())[:, 0]
+    to[:whole] = _even_out(np.ascontiguousarray(slots[:whole].reshape(-1, target.window).T), ideal, weights).T.ravel()
+    piece = ideal[: len(slots) - whole]
+    to[whole:] = _even_out(slots[whole:, None], piece, _rounded(slots[whole:], piece, weights))[:, 0]
     goes = to != STAYS
     to[goes] = names.take(to[goes])
     return to
 
 
+def _rounded(slots: Nodes, piece: Nodes, weights: Sequence[int]) -> list[int]:
+    """How many of less than a window each slot should have: its share, rounded so that the fewest move, and like the
+    piece of the sequence where that is all the same."""
+    count, window = len(slots), sum(weights)
+    held = np.bincount(slots, minlength=len(weights) + 1)[: len(weights)]
+    least = np.array([count * weight // window for weight in weights])
+    may_have_more = np.array([count * weight % window > 0 for weight in weights])
+    in_piece = np.bincount(piece, minlength=len(weights))
+    first = np.lexsort((in_piece <= least, held <= least, ~may_have_more))
+    least[first[: count - int(least.sum())]] += 1
+    return [int(number) for number in least]
+
+
 def _even_out(slots: Nodes, ideal: Nodes, wanted: Sequence[int]) -> Nodes:
     """The slot that each goes to, or STAYS, so that `wanted` of each slot are left in every window.
 
-    `slots` is (positions, windows); `ideal` the even sequence over the positions, which counts as `wanted` says.
+    `slots` is (positions, windows), `ideal` the even sequence over the positions.
     """
     held = [(slots == slot).sum(axis=0, dtype=np.int16) for slot in range(len(wanted))]
     lacking = np.flatnonzero(np.logical_or.reduce([have < want for have, want in zip(held, wanted, strict=True)]))
@@ -201,18 +227,15 @@ def _even_out(slots: Nodes, ideal: Nodes, wanted: Sequence[int]) -> Nodes:
     if len(lacking) < windows:
         slots = slots.take(lacking, axis=1)
         held = [have.take(lacking) for have in held]
-    # Who goes: everything on other nodes, and of each node the surplus, first of all where the sequence has another.
+    # Who goes: everything on other nodes, and of each node all but what it should have.
     goes = slots == len(wanted)
     for slot, want in enumerate(wanted):
-        surplus = (held[slot] - want).clip(0)
-        mine = slots == slot
-        fits = mine & (ideal == slot)[:, None]
-        mine ^= fits
-        rank = _rank(mine)
-        goes |= mine & (rank <= surplus)
-        more = surplus - rank[-1]
-        if more.max() > 0:
-            goes |= fits & (_rank(fits) <= more)
+        surplus = np.flatnonzero(held[slot] > want)
+        if len(surplus):
+            mine = slots[:, surplus] == slot
+            # Of what is left at the end, a slot may have one more than the sequence has there.
+            places = np.append(np.flatnonzero(ideal == slot), len(ideal) - 1)[:want]
+            goes[:, surplus] |= mine & ~_spread(mine, places)
     # Where to: what the sequence has at its place, as long as that node lacks something; the rest fills up.
     chosen = np.full(slots.shape, STAYS, dtype=np.int16)
     deficits = []
@@ -234,6 +257,19 @@ def _even_out(slots: Nodes, ideal: Nodes, wanted: Sequence[int]) -> Nodes:
     to = np.full((len(slots), windows), STAYS, dtype=np.int16)
     to[:, lacking] = chosen
     return to
+
+
+def _spread(mine: NDArray[np.bool_], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """As many as `places` (ascending) of those that are true in each column, which are more: at each place the first
+    one from there on that was not taken, as long as enough are left for the places that follow."""
+    rank = _rank(mine)
+    before = rank - mine
+    turn = np.arange(len(places), dtype=np.int16)[:, None]
+    taken = np.minimum(np.maximum.accumulate(before[places] - turn, axis=0), rank[-1] - len(places)) + turn
+    is_taken = np.zeros((len(mine) + 1, mine.shape[1]), dtype=bool)
+    np.put_along_axis(is_taken, taken.astype(np.int64), True, axis=0)
+    spread: NDArray[np.bool_] = mine & np.take_along_axis(is_taken, before.astype(np.int64), axis=0)
+    return spread
 
 
 def _rank(chosen: NDArray[np.bool_]) -> NDArray[np.int16]:

@@ -1,7 +1,8 @@
 """One pass over a process: find what is in the wrong place, chunk by chunk, and move it, step by step.
 
 Each step blocks for about 20 ms at most and moves no more than it is allowed, so that one thread can go round-robin
-over processes and pay for what was moved. Nothing here grows with the process's memory: a chunk is 16,384 pages.
+over processes and pay for what was moved. Nothing here grows with the process's memory: a chunk is 16,384 pages, and
+what is kept of one for the next is less than a window of each size of folio.
 
 What is guaranteed: a page that is in place is not touched; no page is moved twice in a pass; one that cannot be moved
 is given up in that pass; a pass over a process that is as it should be moves nothing; a node is never filled up.
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,23 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory import plan, regions, targets
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.moving import CALL_SECONDS, STALE, Batch, Mover, Pace
-from hetmemd.memory.plan import Phase, Target, Within
+from hetmemd.memory.plan import Target, Within
 from hetmemd.memory.sharers import Sharers
 from hetmemd.memory.targets import Share, Span
 
 CHUNK = 16384
 """Pages that are looked at and planned at once: 64 MiB."""
+
+
+_NOTHING = Presence(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), 0)
+
+
+class _Rest(NamedTuple):
+    """Folios of windows that are not complete yet."""
+
+    target: Target
+    addresses: pages.Addresses
+    sizes: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +102,8 @@ class ProcessPass:
         self._mover = Mover(headroom or Headroom(root), pace or Pace(), sharers)
         self._tid = process.pid
         self._spans = None if known is None else deque(targets.cut(known, within))
-        self._phases: dict[int, Phase] = {}
-        """By the identity of the target: each has a sequence of its own."""
+        self._rests: dict[int, _Rest] = {}
+        """By the identity of the target: each has windows of its own."""
         self._begin_step(0.0)
         self._over = False
 
@@ -173,20 +186,34 @@ class ProcessPass:
             self._spans = deque(targets.cut(targets.spans(found, self._share), self._within))
         while self._spans and self._takes_nothing(self._spans[0].target):
             self._spans.popleft()
-        if not self._spans:
-            return False
-        target = self._spans[0].target
-        addresses, sizes, _ = self._present(self._spans)
-        if not len(addresses):
+        if self._spans:
+            target = self._spans[0].target
+            addresses, sizes, _ = self._present(self._spans)
+            self._examined += int(sizes.sum())
+            self._plan(target, addresses, sizes)
             return True
+        # All was seen: what still waits for a window to become complete is planned as it is.
+        for rest in self._rests.values():
+            self._plan(rest.target, is_last=True)
+        self._rests.clear()
+        return self._mover.has_moves
+
+    def _plan(
+        self,
+        target: Target,
+        addresses: pages.Addresses = _NOTHING.addresses,
+        sizes: NDArray[np.int32] = _NOTHING.sizes,
+        is_last: bool = False,
+    ) -> None:
+        """The next piece of what is held against a target, behind what waits of the pieces before."""
+        if rest := self._rests.get(id(target)):
+            addresses, sizes = np.concatenate([rest.addresses, addresses]), np.concatenate([rest.sizes, sizes])
+        if not len(addresses):
+            return
         nodes = pages.query(self._tid, addresses).astype(np.int16)
-        self._examined += int(sizes.sum())
-        if isinstance(target, Within):
-            aim: Target = replace(target, full=frozenset(self._mover.refused))
-        else:
-            aim = target
-        moves = plan.plan(nodes, sizes, aim, self._phases.get(id(target), plan.START))
-        self._phases[id(target)] = moves.phase
+        aim = replace(target, full=frozenset(self._mover.refused)) if isinstance(target, Within) else target
+        moves = plan.plan(nodes, sizes, aim, is_last)
+        self._rests[id(target)] = _Rest(target, addresses[moves.rest], sizes[moves.rest])
         # Parts of a folio may lie apart, with something else between them: moved with one, the other is in place. Such
         # plans are held against the kernel before each call.
         since = -STALE if bool(((sizes > 1) & (sizes != HUGE_PAGES)).any()) else time.monotonic()
@@ -198,7 +225,6 @@ class ProcessPass:
                     batch = Batch(destination, huge, addresses[chosen], sizes[chosen], nodes[chosen], since)
                     self._planned += batch.pages
                     self._mover.put(batch)
-        return True
 
     def _takes_nothing(self, target: Target) -> bool:
         """There is no node left to which anything could be moved."""

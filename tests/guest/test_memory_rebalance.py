@@ -140,6 +140,34 @@ def test_huge_pages_move_whole(children: list[Child]) -> None:
     assert child.verdict() == "intact"
 
 
+@pytest.mark.parametrize("weights", [{0: 40, 1: 17}, {0: 60, 1: 1}])
+def test_huge_pages_that_lie_right_stay_though_a_window_is_longer_than_a_chunk(
+    children: list[Child], weights: dict[int, int]
+) -> None:
+    """A chunk is 32 huge pages. What the kernel interleaved, by any phase, is right."""
+    child = Child(256, "huge")
+    children.append(child)
+    heads = child.addresses[::512]
+    laid = np.resize(np.roll(np.repeat([0, 1], list(weights.values())), 5), len(heads))
+    assert pages.move(child.popen.pid, heads[laid == 1], 1).result == 0
+    assert (child.nodes()[::512] == laid).all()
+    share, within = targets.all_of(plan.ratio(weights)), (int(heads[0]), int(heads[-1]) + (2 << 20))
+    windows, rest = divmod(len(heads), sum(weights.values()))
+    results = run(ProcessPass(ROOT, child.process, share, within=within))
+    # What is left at the end is rounded: no further off than one piece of the laying can be.
+    assert moved(results) <= 512 * rest
+    after = child.nodes()[::512][: windows * sum(weights.values())]
+    assert (after == laid[: len(after)]).all()
+    # From one node as well it is as many as lack.
+    assert pages.move(child.popen.pid, heads[child.nodes()[::512] == 1], 0).result == 0
+    assert moved(run(ProcessPass(ROOT, child.process, share, within=within))) // 512 in (
+        windows * weights[1] + rest * weights[1] // sum(weights.values()),
+        windows * weights[1] + rest * weights[1] // sum(weights.values()) + 1,
+    )
+    assert moved(run(ProcessPass(ROOT, child.process, share, within=within))) == 0
+    assert child.verdict() == "intact"
+
+
 def test_folios_between_move_whole(children: list[Child]) -> None:
     """64 KiB folios, mapped page by page: nothing in page tables tells them from small pages."""
     settings = Path("/sys/kernel/mm/transparent_hugepage")
