@@ -11,13 +11,13 @@ import errno
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hetmemd.kernel import pages
-from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.sharers import Sharers
+from hetmemd.memory.budget import Clock
 
 CALL_SECONDS = 0.02
 """What one call, and one step, may take: the kernel holds back faults on the pages that it is moving."""
@@ -69,9 +69,10 @@ class Batch:
 class Pace:
     """How many pages a call can move in its time; what was learned for one process serves for the next."""
 
-    # With fewer, the fixed cost of a call is nearly all of it (the kernel empties the LRU caches of all CPUs first,
-    # which holds nobody back): it would take as long, and do nothing.
-    FEWEST, MOST = 1024, 16384
+    # A huge folio is moved whole, so a call can take what 512 pages take, whatever it should: longer than its time only
+    # where moving is slower than 100 MB/s. With fewer, the fixed cost of a call is nearly all of it (the kernel empties
+    # the LRU caches of all CPUs first, which holds nobody back): it would take as long, and do nothing.
+    FEWEST, MOST = 512, 16384
 
     def __init__(self) -> None:
         self._pages = {False: self.FEWEST, True: self.FEWEST}
@@ -91,6 +92,26 @@ class Pace:
         self._pages[huge], self._seconds[huge] = max(int(rate * CALL_SECONDS), 1), CALL_SECONDS
 
 
+class Calls(Protocol):
+    """What is asked of the kernel: `hetmemd.kernel.pages`."""
+
+    def query(self, tid: int, addresses: pages.Addresses) -> pages.Statuses: ...
+
+    def move(self, tid: int, addresses: pages.Addresses, destination: int, flags: int = ...) -> pages.MoveCall: ...
+
+
+class Room(Protocol):
+    """`Headroom`."""
+
+    def room(self, node: int, folio: int = ...) -> int: ...
+
+
+class Agreement(Protocol):
+    """`Sharers`."""
+
+    def agree(self, tid: int, addresses: pages.Addresses, sizes: NDArray[np.int32]) -> NDArray[np.bool_]: ...
+
+
 @dataclass(slots=True)
 class Done:
     """What came of it, since it was last taken."""
@@ -108,11 +129,20 @@ class Done:
 class Mover:
     """The moves of one pass over one process."""
 
-    def __init__(self, headroom: Headroom, pace: Pace, sharers: Sharers | None = None) -> None:
+    def __init__(
+        self,
+        headroom: Room,
+        pace: Pace,
+        sharers: Agreement | None = None,
+        calls: Calls = pages,
+        clock: Clock = time.monotonic,
+    ) -> None:
         """`sharers` knows which pages may be moved for all who map them; None where none may."""
         self._headroom = headroom
         self._pace = pace
         self._sharers = sharers
+        self._calls = calls
+        self._clock = clock
         self._batches: deque[Batch] = deque()
         self._waiting: deque[Batch] = deque()
         self._waiting_pages = 0
@@ -121,7 +151,8 @@ class Mover:
         self.done = Done()
 
     def put(self, batch: Batch) -> None:
-        self._batches.append(batch)
+        if len(batch.addresses):
+            self._batches.append(batch)
 
     def take(self) -> Done:
         taken, self.done = self.done, Done()
@@ -147,7 +178,7 @@ class Mover:
     def retry(self) -> float:
         """Take up what waits and is due. Seconds until the next is due; 0 where something is to be moved now, negative
         where nothing waits."""
-        now = time.monotonic()
+        now = self._clock()
         while self._waiting and self._waiting[0].due <= now:
             batch = self._waiting.popleft()
             self._waiting_pages -= batch.pages
@@ -162,10 +193,6 @@ class Mover:
         if reason := self.refused.get(batch.destination):
             self.done.failed[reason] += batch.pages
             return
-        if time.monotonic() - batch.since > STALE or batch.tries:
-            batch = self._still_misplaced(tid, batch)
-        if not len(batch.addresses):
-            return
         largest = int(batch.sizes.max())
         room = self._headroom.room(batch.destination, largest)
         if room < largest:
@@ -176,23 +203,27 @@ class Mover:
         if count < len(batch.addresses):
             self._batches.appendleft(batch.part(slice(count, None)))
             batch = batch.part(slice(count))
+        if self._clock() - batch.since > STALE or batch.tries:
+            batch = self._still_misplaced(tid, batch)
+        if not len(batch.addresses):
+            return
         flags = pages.MPOL_MF_MOVE_ALL if batch.is_together else pages.MPOL_MF_MOVE
-        begin = time.monotonic()
-        call = pages.move(tid, batch.addresses, batch.destination, flags)
-        took = time.monotonic() - begin
+        begin = self._clock()
+        call = self._calls.move(tid, batch.addresses, batch.destination, flags)
+        took = self._clock() - begin
         self.done.longest = max(self.done.longest, took)
         self._account(tid, batch, call, took)
 
     def _still_misplaced(self, tid: int, batch: Batch) -> Batch:
         """What of a batch that waited is where it was."""
-        nodes = pages.query(tid, batch.addresses)
+        nodes = self._calls.query(tid, batch.addresses)
         self.done.failed["not-present"] += int(batch.sizes[nodes < 0].sum())
         self.done.failed["other"] += int(batch.sizes[(nodes >= 0) & (nodes != batch.sources)].sum())
         return batch.part(nodes == batch.sources)
 
     def _account(self, tid: int, batch: Batch, call: pages.MoveCall, took: float) -> None:
         """What became of each folio: where it is now decides, the statuses only say why not."""
-        now = pages.query(tid, batch.addresses)
+        now = self._calls.query(tid, batch.addresses)
         moved = now == batch.destination
         count = int(batch.sizes[moved].sum())
         self.done.pages += count
@@ -241,7 +272,7 @@ class Mover:
         if batch.tries + 1 >= TRIES or self._waiting_pages + batch.pages > MOST_WAITING:
             self.done.failed["busy"] += batch.pages
             return
-        due = time.monotonic() + FIRST_RETRY * 4**batch.tries
+        due = self._clock() + FIRST_RETRY * 4**batch.tries
         later = replace(batch, tries=batch.tries + 1, due=due)
         self._waiting_pages += later.pages
         place = next((at for at, other in enumerate(self._waiting) if other.due > due), len(self._waiting))
