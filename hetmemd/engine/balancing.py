@@ -1,7 +1,8 @@
 """Where pages are, and moving them: one bounded step of one process at a time, round-robin, within the budgets.
 
-Reading and moving happen in one thread of their own. The loop only hands out steps, so that neither a large process
-nor a slow call keeps anything else waiting.
+Reading and moving happen in threads of their own. The loop hands out one step after the other, and waits for each as
+long as it should take; what takes longer (the figures of a large process, a call that is stuck) goes on beside, so that
+it keeps nothing else waiting.
 """
 
 from __future__ import annotations
@@ -10,28 +11,23 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from hetmemd.engine import limits
-from hetmemd.engine.decide import issuable
-from hetmemd.engine.offloop import OffLoop, StuckError
+from hetmemd.engine import limits, measuring
+from hetmemd.engine.offloop import OffLoop, StuckError, patience
 from hetmemd.engine.record import Record
-from hetmemd.engine.regionwise import LOCAL, Asked
-from hetmemd.kernel import libc, nodelist, procfs, zoneinfo
-from hetmemd.kernel.mempolicy import Mode
+from hetmemd.kernel import libc, procfs, zoneinfo
+from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
-from hetmemd.memory import plan, targets
 from hetmemd.memory.budget import Budgets
 from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.measure import Measurement, measure
 from hetmemd.memory.moving import Pace
 from hetmemd.memory.rebalance import ProcessPass, StepResult
-from hetmemd.memory.sample import Estimate, Settled, sample
-from hetmemd.memory.scope import narrowed, scope
+from hetmemd.memory.sample import Settled
 from hetmemd.memory.sharers import Sharers
 from hetmemd.memory.targets import Share, Span
 from hetmemd.policy.effective import Effective, Placement
@@ -48,11 +44,15 @@ MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
 LEAST = 2 << 20
 """Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
-THREADS = 8
-"""One works at a time: the others are there for calls that are stuck."""
+THREADS = 16
+"""One works at a time: the others are there for figures that take long, and for calls that are stuck."""
 STEP_SECONDS = 10.0
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
+IN_TURN = 0.1
+"""Seconds that others wait for one, five times what a step should take."""
+BESIDE = 6
+"""Processes that are measured beside the others, with so many nothing more is measured until one is done."""
 SAMPLES = 5
 """Samples between two exact measurements of a process that is as it should be, and whose figures take long."""
 LONGEST_BACKOFF = 600.0
@@ -109,6 +109,9 @@ class Balancer:
         self._changed = changed
         self._threads = OffLoop("mover", THREADS, STEP_SECONDS)
         self._passes: dict[int, _Pass] = {}
+        self._measuring: set[ProcessId] = set()
+        self._moving: set[ProcessId] = set()
+        """Processes of which a step, or what comes behind the last one, is under way."""
         self._headroom = Headroom(root)
         self._pace = Pace()
         self._wake = asyncio.Event()
@@ -125,17 +128,35 @@ class Balancer:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            self._wake.clear()
-            for record in self._due()[:AT_ONCE]:
-                await self._alone(record, self._look(record))
-            for active in list(self._passes.values()):
-                await self._alone(active.record, self._step(active))
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                for record in self._due()[:AT_ONCE]:
+                    if len(self._measuring) < BESIDE:
+                        await self._in_turn(group, self._measuring, record, self._look(record))
+                for active in list(self._passes.values()):
+                    if active.record.process not in self._moving:
+                        await self._in_turn(group, self._moving, active.record, self._step(active))
+                try:
+                    async with asyncio.timeout(self._pause()):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _in_turn(
+        self, group: asyncio.TaskGroup, under_way: set[ProcessId], record: Record, work: Coroutine[None, None, None]
+    ) -> None:
+        """Have it done, and wait for it as long as it should take; it goes on beside if it takes longer."""
+        under_way.add(record.process)
+
+        async def alone() -> None:
             try:
-                async with asyncio.timeout(self._pause()):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+                await self._alone(record, work)
+            finally:
+                under_way.discard(record.process)
+                self._wake.set()
+
+        await asyncio.wait({group.create_task(alone())}, timeout=IN_TURN)
 
     async def _alone(self, record: Record, work: Awaitable[None]) -> None:
         """A failure concerns its process: whatever it is, the others go on."""
@@ -166,25 +187,30 @@ class Balancer:
 
     # -- measuring
 
-    def _due(self) -> list[Record]:
-        now = asyncio.get_running_loop().time()
+    def _may_be_measured(self) -> list[Record]:
         return [
             record
-            for record in self._records.values()
-            if record.measure_at <= now and record.placement is not None and record.process.pid not in self._passes
+            for pid, record in self._records.items()
+            if record.placement is not None
+            and pid not in self._passes
+            and record.process not in self._measuring
+            and record.process not in self._moving
         ]
 
+    def _due(self) -> list[Record]:
+        now = asyncio.get_running_loop().time()
+        return [record for record in self._may_be_measured() if record.measure_at <= now]
+
     def _pause(self) -> float:
-        """Seconds until something is to be done."""
+        """Seconds until something is to be done, unless something that is under way ends sooner."""
         now = asyncio.get_running_loop().time()
         waits = [
-            max(self._budgets.wait(active.keys, active.needs), active.due - now) for active in self._passes.values()
+            max(self._budgets.wait(active.keys, active.needs), active.due - now)
+            for active in self._passes.values()
+            if active.record.process not in self._moving
         ]
-        waits += [
-            max(record.measure_at - now, 0.0)
-            for pid, record in self._records.items()
-            if record.placement is not None and pid not in self._passes
-        ]
+        if len(self._measuring) < BESIDE:
+            waits += [max(record.measure_at - now, 0.0) for record in self._may_be_measured()]
         return min(waits, default=self.interval)
 
     async def _look(self, record: Record) -> None:
@@ -223,12 +249,10 @@ class Balancer:
         if settled is None or settled.times >= SAMPLES:
             return False
         settled.times += 1
-        told = await self._threads.call(record.process, lambda: self._sample(record, settled))
+        told = await self._threads.call(
+            record.process, lambda: measuring.estimate(self._root, record.process.pid, settled, self._chance)
+        )
         return told.is_within(settled.spans[0].target, tolerance) is True
-
-    def _sample(self, record: Record, settled: Settled) -> Estimate:
-        tid = procfs.living_thread(self._root, record.process.pid)
-        return sample(tid, settled.spans, self._chance) if tid else Estimate({})
 
     def _holds(self, record: Record, distance: float) -> bool:
         """Whether somebody else moves pages back as fast as they are moved (L6): then later, and later again."""
@@ -294,11 +318,10 @@ class Balancer:
         if active.due > now or self._budgets.wait(active.keys, active.needs) > 0:
             return
         allowed = self._budgets.allowance(active.keys, MOST)
-        result = await self._threads.call(record.process, lambda: self._move(active, allowed))
+        result = await self._paid(active, allowed)
         if result is None:
-            del self._passes[pid]
+            self._passes.pop(pid, None)
             return
-        self._budgets.pay(active.keys, result.bytes_moved)
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
         # Left alone for as long as the step took: where moving is slow, half of the time is the process's own.
@@ -312,6 +335,21 @@ class Balancer:
         if result.done:
             self._passes.pop(pid, None)
             await self._finish(active)
+
+    async def _paid(self, active: _Pass, allowed: int) -> StepResult | None:
+        """One step. Paid before, so that two that are under way do not spend the same; what was not moved is given
+        back, unless the step does not come back itself."""
+        self._budgets.pay(active.keys, allowed)
+        moved = allowed
+        try:
+            result = await self._threads.call(active.record.process, lambda: self._move(active, allowed))
+            moved = result.bytes_moved if result else 0
+        except OSError:
+            moved = 0
+            raise
+        finally:
+            self._budgets.pay(active.keys, moved - allowed)
+        return result
 
     def _move(self, active: _Pass, allowed: int) -> StepResult | None:
         """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
@@ -375,7 +413,9 @@ class Balancer:
         smallest = effective.handling.min_region
         try:
             measured = await self._threads.call(
-                record.process, lambda: self._read(record, placement, mappers, smallest)
+                record.process,
+                lambda: measuring.figures(self._root, record, placement, self._machine(), mappers, smallest),
+                patience(self._root, record.process.pid),
             )
         except OSError as error:
             if not libc.is_gone(error):
@@ -390,6 +430,7 @@ class Balancer:
         if found.swapped:
             record.left_out["swapped"] = found.swapped
         record.distance = found.distance
+        record.measured_at = time.time()
         # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
         self._again(record, max(self.interval, 100 * spent))
@@ -397,30 +438,6 @@ class Balancer:
         record.settled = Settled(found.spans) if spent > self.sampled_from and len(by_target) == 1 else None
         self._changed.set()
         return share, found.spans
-
-    def _read(
-        self, record: Record, placement: Placement, mappers: int, min_region: int
-    ) -> tuple[Share, Measurement] | None:
-        """In the mover's thread. A dead leader's numa_maps is empty: any live thread serves (T1)."""
-        pid = record.process.pid
-        tid = procfs.living_thread(self._root, pid)
-        cpus: frozenset[int] = frozenset()
-        classes, machine = scope(placement.memory), self._machine()
-        if placement.mempolicy.mode is Mode.LOCAL or not classes.is_all:
-            cpus = nodelist.parse(procfs.status(self._root, pid, tid)["Cpus_allowed_list"])
-        target = target_of(placement, record.allowed, machine, cpus)
-        if target is None:
-            return None
-        asked = Asked(issuable(placement.mempolicy, machine), classes, placement.home_node)
-        home = target_of(Placement(LOCAL), record.allowed, machine, cpus)
-        share = narrowed(
-            targets.all_of(target, mappers),
-            classes,
-            home,
-            lambda region: asked.is_met(region, record.allowed),
-            min_region,
-        )
-        return share, measure(self._root, pid, share, tid)
 
     def _agreeing(self, record: Record) -> frozenset[int]:
         """The other processes of the same placement whose pages may be moved together with this one's."""
@@ -442,21 +459,3 @@ def _may_move(record: Record) -> bool:
     if Outcome.REFUSED in record.outcomes:
         return record.reasons <= MOVING_ONLY
     return bool(record.outcomes & {Outcome.APPLIED, Outcome.UNSTEERABLE})
-
-
-def target_of(
-    placement: Placement, allowed: frozenset[int], machine: Machine, cpus: frozenset[int] = frozenset()
-) -> plan.Target | None:
-    """Where pages should be, on the nodes that the process may use; None where the mode asks for no place (I6).
-
-    `cpus` are those that it may run on: `local` is memory of their nodes. Without them nothing is local.
-    """
-    if placement.mempolicy.mode is Mode.LOCAL:
-        nodes = frozenset(node.id for node in machine.nodes.values() if node.has_memory and node.cpus & cpus) & allowed
-    else:
-        nodes = placement.nodes_within(allowed)
-    if not nodes:
-        return None
-    if placement.is_ratio:
-        return plan.ratio(placement.shares(allowed))
-    return plan.within(nodes, {number: node.distances for number, node in machine.nodes.items()})

@@ -22,7 +22,7 @@ from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark, nodes_within
 from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.ledger import Ledger, Span
-from hetmemd.engine.offloop import OffLoop
+from hetmemd.engine.offloop import OffLoop, patience
 from hetmemd.engine.record import Record, worst
 from hetmemd.engine.regionwise import (
     Asked,
@@ -208,7 +208,11 @@ class Binder:
 
     async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
         earlier, began = state.read_at, time.monotonic()
-        decision, marks = await self._readers.call(record.process, lambda: self._read(record, state, wish.asked))
+        decision, marks = await self._readers.call(
+            record.process,
+            lambda: self._read(record, state, wish.asked),
+            patience(self._root, record.process.pid),
+        )
         state.cost = time.monotonic() - began
         state.read_at = asyncio.get_running_loop().time()
         self._tally.region_read(state.cost)

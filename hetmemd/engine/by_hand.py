@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hetmemd.engine.balancing import target_of
 from hetmemd.engine.by_hand_brakes import ByHandBrakes, RefusedError
 from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.decide import issuable, nodes_within, shows
+from hetmemd.engine.measuring import target_of
 from hetmemd.engine.regionwise import ALWAYS, ON_CONDITION, TAKES_HOME, Asked, Change, joined
 from hetmemd.kernel import nodelist, pages, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mode

@@ -2,18 +2,36 @@
 
 numa_maps and move_pages(2) take the target's mmap lock. A target can hold that for long (a page fault on a dead
 network filesystem, the unmapping of a terabyte), and no signal frees a thread that waits for it. So the loop waits for
-a bounded time, gives the process up for now, and comes back to it when the thread has.
+a bounded time, gives the process up for now, and comes back to it when the thread has. A call that walks all of a large
+process's memory takes long without being stuck: the larger it is, the longer it is waited for (`patience`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from hetmemd.kernel.root import Root
+
 T = TypeVar("T")
+
+LEAST = 10.0
+PER_GIB = 0.2
+"""Seconds. numa_maps takes 0.01 for 1 GiB of small pages on a machine at leisure, and many times that on a busy one."""
+
+
+def patience(root: Root, pid: int) -> float:
+    """Seconds after which a call that walks the memory of a process is stuck."""
+    try:
+        # Counters: no lock is taken for it. proc_pid_statm(5)
+        resident = int(root.read_bytes(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError):
+        resident = 0
+    return LEAST + PER_GIB * resident / (1 << 30)
 
 
 class StuckError(Exception):
@@ -31,8 +49,9 @@ class OffLoop:
         self._seconds = seconds
         self._stuck: dict[Hashable, Future[object]] = {}
 
-    async def call(self, key: Hashable, work: Callable[[], T]) -> T:
-        """The call's result or its exception. `StuckError` where it takes too long; it goes on in its thread."""
+    async def call(self, key: Hashable, work: Callable[[], T], seconds: float | None = None) -> T:
+        """The call's result or its exception. `StuckError` where it takes longer than `seconds`, or what calls may
+        take; it goes on in its thread."""
         self._check(key)
         await self._turns.acquire()
         loop = asyncio.get_running_loop()
@@ -45,7 +64,7 @@ class OffLoop:
         # A thread that is stuck keeps its turn until it comes back.
         future.add_done_callback(lambda _: self._come_back(loop))
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._seconds if seconds is None else seconds):
                 return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             if future.done():

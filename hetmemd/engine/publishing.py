@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hetmemd import __version__
-from hetmemd.engine.balancing import target_of
 from hetmemd.engine.holds import Hold
 from hetmemd.engine.limits import limitations
+from hetmemd.engine.measuring import target_of
 from hetmemd.engine.record import Record
 from hetmemd.engine.world import World
 from hetmemd.memory.plan import Ratio, Target
@@ -79,6 +79,7 @@ def _cgroup(effective: Effective, records: list[Record], world: World) -> Cgroup
         target_shares=target.shares if target else {},
         distance=_distance(target, placed, records),
         left_out=dict(left_out),
+        measured_at=min((record.measured_at for record in records), default=0.0),
     )
 
 

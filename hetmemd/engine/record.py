@@ -51,7 +51,8 @@ class Seen:
 
 @dataclass(slots=True)
 class Record:
-    """One process. Times are the loop's monotonic seconds, except `acted_at` (wall clock, shown to people)."""
+    """One process. Times are the loop's monotonic seconds, except those that people are shown (`acted_at`,
+    `measured_at`): wall clock."""
 
     process: ProcessId
     comm: str
@@ -84,6 +85,8 @@ class Record:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Bytes that are held against no target, by reason: those of `Measurement.left_out`, and `swapped`."""
     distance: float | None = None
+    measured_at: float = 0.0
+    """When these were had (wall clock); 0 before the first time."""
     measure_at: float = 0.0
     """When the pages are next looked at."""
     idle_passes: int = 0
@@ -137,6 +140,7 @@ class Record:
             bytes_by_node=dict(self.bytes_by_node),
             left_out=dict(self.left_out),
             distance=self.distance,
+            measured_at=self.measured_at,
             last_action=self.acted,
             last_action_at=self.acted_at,
             note=self.note,

@@ -75,7 +75,7 @@ def explain(effective: Effective, view: CgroupView | None, pid: int | None = Non
     told: JSONObject = {
         "schema": SCHEMA,
         **answer(effective),
-        **(_measured(view) if view else {"bytes_by_node": {}, "left_out": {}, "target_shares": {}, "distance": None}),
+        **(_measured(view) if view else NOT_MEASURED),
     }
     if pid is None:
         return {**told, "tasks": [task_view(task) for task in tasks]}
@@ -95,6 +95,7 @@ def task_view(task: TaskView) -> JSONObject:
         "bytes_by_node": by_node(task.bytes_by_node),
         "left_out": dict(sorted(task.left_out.items())),
         "distance": task.distance,
+        "measured_at": task.measured_at,
         "last_action": task.last_action,
         "last_action_at": task.last_action_at,
     }
@@ -104,10 +105,20 @@ def by_node(values: Mapping[int, Any]) -> JSONObject:
     return {str(node): value for node, value in sorted(values.items())}
 
 
+NOT_MEASURED: JSONObject = {
+    "bytes_by_node": {},
+    "left_out": {},
+    "target_shares": {},
+    "distance": None,
+    "measured_at": 0.0,
+}
+
+
 def _measured(view: CgroupView) -> JSONObject:
     return {
         "bytes_by_node": by_node(view.bytes_by_node),
         "left_out": dict(sorted(view.left_out.items())),
         "target_shares": by_node(view.target_shares),
         "distance": view.distance,
+        "measured_at": view.measured_at,
     }

@@ -35,6 +35,8 @@ class TaskView:
     last_action_at: float = 0.0
     note: str = ""
     """One sentence on the reason, where there is more to say."""
+    measured_at: float = 0.0
+    """When its memory was measured last; 0 before the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class CgroupView:
     """None where nothing was measured yet, or there is no target."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Bytes of its processes that are held against no target, by the reason why."""
+    measured_at: float = 0.0
+    """Since when each of its processes was measured; 0 while one was not yet, or there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,6 +19,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
 from hetmemd.memory.budget import Budgets
+from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.targets import Share, Span
 from hetmemd.policy.effective import Effective, Handling, Placement
 from hetmemd.remote.result import Outcome
@@ -161,3 +165,161 @@ def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
 
     migrated(tmp_path, 1 << 30)
     in_a_loop(tmp_path, work)
+
+
+class Slow(Balancer):
+    """Looks and steps of processes named `large` take until `release` is set; all others are done at once."""
+
+    def __init__(self, tmp_path: Path, records: dict[int, Record]) -> None:
+        super().__init__(
+            Root(tmp_path),
+            records,
+            lambda path: None,
+            lambda: Machine({}, None, None),
+            Budgets(),
+            Tally(),
+            lambda: False,
+            asyncio.Event(),
+        )
+        self.release = asyncio.Event()
+        self.looked: Counter[int] = Counter()
+        self.stepped: Counter[int] = Counter()
+
+    async def _look(self, record: Record) -> None:
+        record.measure_at = asyncio.get_running_loop().time() + 0.01
+        self.looked[record.process.pid] += 1
+        if record.comm == "large":
+            await self.release.wait()
+
+    async def _step(self, active: balancing._Pass) -> None:
+        self.stepped[active.record.process.pid] += 1
+        if active.record.comm == "large":
+            await self.release.wait()
+        active.due = asyncio.get_running_loop().time() + 0.01
+
+    def begin(self, record: Record) -> None:
+        # What is looked at of a pass here; its mover is not asked.
+        mover = cast(ProcessPass, None)
+        self._passes[record.process.pid] = balancing._Pass(record, mover, (), "", 0.5, (), float("inf"))
+
+
+def processes(names: list[str]) -> dict[int, Record]:
+    placement = Placement(Mempolicy(Mode.INTERLEAVE, frozenset({0, 1})))
+    return {pid: Record(ProcessId(pid, 1), name, "/a", placement) for pid, name in enumerate(names, 1)}
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60.0):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+def while_it_runs(balancer: Slow, work: Callable[[], Coroutine[None, None, None]]) -> Coroutine[None, None, None]:
+    async def run() -> None:
+        task = asyncio.create_task(balancer.run())
+        await work()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        balancer.close()
+
+    return run()
+
+
+def test_a_large_process_is_measured_beside_the_others(tmp_path: Path) -> None:
+    """Neither are the others measured later for it, nor their pages moved later; and it is measured once at a time."""
+
+    async def run() -> None:
+        records = processes(["large", "large", "small", "small"])
+        balancer = Slow(tmp_path, records)
+        balancer.begin(records[4])
+
+        async def work() -> None:
+            await until(lambda: balancer.looked[3] >= 5 and balancer.stepped[4] >= 5)
+            assert (balancer.looked[1], balancer.looked[2]) == (1, 1)
+            balancer.release.set()
+            await until(lambda: balancer.looked[1] >= 3)
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
+def test_a_step_that_does_not_come_back_holds_nobody_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        records = processes(["large", "small"])
+        balancer = Slow(tmp_path, records)
+        for record in records.values():
+            balancer.begin(record)
+
+        async def work() -> None:
+            await until(lambda: balancer.stepped[2] >= 5)
+            assert balancer.stepped[1] == 1
+            balancer.release.set()
+            await until(lambda: balancer.stepped[1] >= 3)
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
+def test_only_some_are_measured_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        balancer = Slow(tmp_path, processes(["large"] * 20))
+
+        async def work() -> None:
+            await until(lambda: balancer.looked.total() >= balancing.BESIDE)
+            await asyncio.sleep(0.05)
+            assert balancer.looked.total() == balancing.BESIDE
+            balancer.release.set()
+            await until(lambda: len(balancer.looked) == 20)
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
+def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
+    """What a step may move is paid before it, what it did not move given back after it."""
+
+    class Blocked(Balancer):
+        def _move(self, active: balancing._Pass, allowed: int) -> StepResult | None:
+            asked.append(allowed)
+            gate.wait()
+            return StepResult(bytes_moved=10 * MIB)
+
+    async def run() -> None:
+        now = 0.0
+        budgets = Budgets(lambda: now)
+        budgets.configure("shared", 1, 100 * MIB)
+        balancer = Blocked(
+            Root(tmp_path),
+            {},
+            lambda path: None,
+            lambda: Machine({}, None, None),
+            budgets,
+            Tally(),
+            lambda: False,
+            asyncio.Event(),
+        )
+        mover = cast(ProcessPass, None)
+        passes = [
+            balancing._Pass(each, mover, ("shared",), "", 0.5, (), float("inf"))
+            for each in processes(["a", "b"]).values()
+        ]
+        tasks = [
+            asyncio.create_task(balancer._paid(each, budgets.allowance(each.keys, 60 * MIB))) for each in passes[:1]
+        ]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(balancer._paid(passes[1], budgets.allowance(passes[1].keys, 60 * MIB))))
+        await until(lambda: len(asked) == 2)
+        assert asked == [60 * MIB, 40 * MIB]
+        assert budgets.allowance(["shared"], 1 << 40) == 0
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert budgets.allowance(["shared"], 1 << 40) == 80 * MIB
+        balancer.close()
+
+    asked: list[int] = []
+    gate = threading.Event()
+    asyncio.run(run())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
-from hetmemd.engine.offloop import OffLoop, StuckError
+from hetmemd.engine.offloop import OffLoop, StuckError, patience
+from hetmemd.kernel.root import Root
 
 
 @pytest.fixture
@@ -76,3 +78,28 @@ def test_an_exception_that_says_timeout_is_the_calls_own() -> None:
         threads.close()
 
     asyncio.run(run())
+
+
+def test_a_call_may_take_as_long_as_it_says(lock: threading.Event) -> None:
+    async def run() -> None:
+        threads = OffLoop("t", 2, 0.05)
+        slow = asyncio.create_task(threads.call("large", lock.wait, 60.0))
+        with pytest.raises(StuckError):
+            await threads.call("stuck", lock.wait)
+        assert not slow.done()
+        lock.set()
+        assert await slow is True
+        threads.close()
+
+    asyncio.run(run())
+
+
+def test_a_large_process_is_waited_for_longer(tmp_path: Path) -> None:
+    """numa_maps of a terabyte of small pages takes more than ten seconds, and is no lock that is held."""
+    for pid, gibibytes in ((1, 0), (2, 1), (3, 1024), (4, 16 << 10)):
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/statm").write_text(f"9 {gibibytes << 18} 1 1 0 1 0\n")
+    waits = [patience(Root(tmp_path), pid) for pid in (1, 2, 3, 4, 5)]
+    assert waits[0] == waits[4] == 10.0
+    for pid, gibibytes in ((2, 1), (3, 1024), (4, 16 << 10)):
+        assert waits[pid - 1] >= 10.0 + 10 * 0.01 * gibibytes

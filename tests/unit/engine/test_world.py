@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd.engine.balancing import target_of
+from hetmemd.engine.measuring import target_of
 from hetmemd.engine.publishing import Progress, snapshot
 from hetmemd.engine.record import Record, worst
 from hetmemd.engine.world import World
