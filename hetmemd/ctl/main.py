@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure each node from each socket and propose weights: takes the machine's memory bandwidth meanwhile",
     )
-    weights.add_argument("--size", default="512MiB", help="memory to measure with, at most half of what is free")
+    weights.add_argument("--size", help="memory to measure with, at most half of what is free; default: by the caches")
     weights.add_argument("--seconds", type=float, default=0.5, help="for each of reading, writing and copying")
     _common(weights)
     _orders(verbs)
@@ -340,10 +340,10 @@ def _weights(chosen: argparse.Namespace) -> int:
     if chosen.measure and chosen.root is not None:
         return _fail(USAGE, "only the machine at hand can be measured: --measure goes without --root")
     try:
-        size = quantity.size(chosen.size)
+        size = None if chosen.size is None else quantity.size(chosen.size)
     except ValueError as error:
         return _fail(USAGE, f"--size: {error}")
-    if size < weights.LEAST or not 0 < chosen.seconds <= 60:
+    if (size is not None and size < weights.LEAST) or not 0 < chosen.seconds <= 60:
         return _fail(USAGE, f"--size is at least {weights.LEAST >> 20}MiB, and --seconds at most 60")
     try:
         told: dict[str, Any] = {"schema": SCHEMA, **weights.shown(_root(chosen.root))}

@@ -11,13 +11,15 @@ from hetmemd import settings
 from hetmemd.ctl.text import Answer, Paint, table
 from hetmemd.kernel import nodelist
 from hetmemd.kernel.root import Root
-from hetmemd.machine import topology
+from hetmemd.machine import caches, topology
 from hetmemd.memory.headroom import Headroom
 from hetmemd.policy import survey
 from hetmemd.policy.faults import printable
 
 LEAST = 4 << 20
 """Bytes; a node with less room is not measured."""
+USUAL = 512 << 20
+"""Bytes to measure with where the caches ask for no more, or nothing is known of them."""
 
 
 def shown(root: Root) -> dict[str, Any]:
@@ -29,15 +31,16 @@ def shown(root: Root) -> dict[str, Any]:
     return survey.survey(root, setting)
 
 
-def measured(root: Root, size: int, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+def measured(root: Root, size: int | None, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     """Each node with memory from each socket, one after the other. `tell` hears of each before it begins.
 
-    At most half of what a node has free is taken, so that nobody is pushed out of it.
+    `size` in bytes; None for as much as the caches ask for. At most half of what a node has free is taken, so that
+    nobody is pushed out of it.
     """
     from hetmemd.machine import measure  # noqa: PLC0415 - numpy: the rest of the command needs none of it
 
     machine = topology.read(root)
-    figures = list(_figures(machine, Headroom(root), size, seconds, tell))
+    figures = list(_figures(root, machine, size, seconds, tell))
     weights = measure.proposed(machine, figures)
     return {
         "measured": [{**asdict(figure), "cpus": sorted(figure.cpus)} for figure in figures],
@@ -46,19 +49,23 @@ def measured(root: Root, size: int, seconds: float, tell: Callable[[str], None])
 
 
 def _figures(
-    machine: topology.Machine, headroom: Headroom, size: int, seconds: float, tell: Callable[[str], None]
+    root: Root, machine: topology.Machine, size: int | None, seconds: float, tell: Callable[[str], None]
 ) -> Iterator[Any]:
     from hetmemd.machine import measure  # noqa: PLC0415 - as above
 
+    headroom = Headroom(root)
     sockets = measure.sockets(machine, frozenset(os.sched_getaffinity(0)))
     for node in sorted(machine.memory_nodes):
         for socket, cpus in sockets.items():
-            room = min(size, headroom.room(node) * os.sysconf("SC_PAGESIZE") // 2)
+            held = caches.total(root, cpus)
+            wanted = measure.wanted(held, USUAL) if size is None else size
+            room = min(wanted, headroom.room(node) * os.sysconf("SC_PAGESIZE") // 2)
             if room < LEAST:
                 yield measure.Figure(node, socket, cpus, 0, note="too little of the node is free to measure it")
                 continue
-            tell(f"node {node} from socket {socket}: {room >> 20} MiB, 3 x {seconds:g} s")
-            yield measure.measure(node, socket, cpus, room, seconds)
+            less = f" (half of what is free; {wanted >> 20} MiB are wanted)" if room < wanted else ""
+            tell(f"node {node} from socket {socket}: {room >> 20} MiB{less}, 3 x {seconds:g} s")
+            yield measure.measure(node, socket, cpus, room, seconds, held)
 
 
 # -- as a person reads it
@@ -136,7 +143,7 @@ def _measured(told: Answer) -> list[str]:
         )
     found = table(rows)
     if told["proposed"] is None:
-        return [*found, "  not every node could be measured, so no weights are proposed"]
+        return [*found, "  not every node has figures of its memory, so no weights are proposed"]
     weights = _toml(told["proposed"])
     return [
         *found,

@@ -1,7 +1,9 @@
 """How fast each node's memory is for the CPUs of each socket: read, written and copied by threads that stay there.
 
 Figures of the machine as it is now, with whatever else runs on it. They hold for large sequential accesses, which is
-what weights for interleaving are about; latency is another matter.
+what weights for interleaving are about; latency is another matter. What fits into the caches says nothing of memory:
+all nodes would be as fast. So arrays are several times as large as the caches, and figures of smaller ones are not
+believed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from hetmemd.machine.topology import Machine
 
 LEAST = 1 << 20
 """Bytes of one thread's share: with less, a thread is not worth its start."""
+ENOUGH = 4
+"""Times the caches: as large each array should be. Of an array that is read from its beginning again and again a cache
+that keeps the last used has nothing, and any other a quarter at most."""
+DOUBTFUL = 2
+"""Times the caches: with less, figures may be the caches'."""
 _ALIGNED = 2 << 20
 _SAMPLES = 256
 
@@ -41,7 +48,19 @@ class Figure:
     copy: float | None = None
     """What is read and what is written both count, as with STREAM."""
     note: str = ""
-    """Why there are no rates."""
+    """Why there are no rates, or why they are not believed."""
+    caches: int = 0
+    """Bytes that the caches of these CPUs hold."""
+
+    @property
+    def is_believed(self) -> bool:
+        """Memory was measured and not caches: each array was large enough."""
+        return self.size // 2 >= DOUBTFUL * self.caches
+
+
+def wanted(caches: int, least: int) -> int:
+    """Bytes with which to measure: two arrays, each several times as large as the caches."""
+    return max(least, 2 * ENOUGH * caches)
 
 
 def sockets(machine: Machine, usable: frozenset[int]) -> dict[int, frozenset[int]]:
@@ -53,8 +72,11 @@ def sockets(machine: Machine, usable: frozenset[int]) -> dict[int, frozenset[int
     return {socket: frozenset(cpus) for socket, cpus in sorted(found.items())}
 
 
-def measure(node: int, socket: int, cpus: Iterable[int], size: int, seconds: float) -> Figure:
-    """Each way for `seconds`, with `size` bytes in all, half of it read and half of it written by a copy."""
+def measure(node: int, socket: int, cpus: Iterable[int], size: int, seconds: float, caches: int = 0) -> Figure:
+    """Each way for `seconds`, with `size` bytes in all, half of it read and half of it written by a copy.
+
+    `caches`: bytes that the caches of these CPUs hold, 0 where that is not known.
+    """
     chosen = sorted(cpus)[: max(1, size // (2 * LEAST))]
     share = max(LEAST, size // (2 * len(chosen)) // _ALIGNED * _ALIGNED)
     threads = [_Thread(node, cpu, share, seconds) for cpu in chosen]
@@ -64,7 +86,9 @@ def measure(node: int, socket: int, cpus: Iterable[int], size: int, seconds: flo
         thread.start()
     for thread in threads:
         thread.join()
-    known = Figure(node, socket, frozenset(chosen), 2 * share * len(chosen))
+    known = Figure(node, socket, frozenset(chosen), 2 * share * len(chosen), caches=caches)
+    if not known.is_believed:
+        known = replace(known, note=f"may be the caches' figures: they hold {caches >> 20} MiB")
     if failed := next((thread.failed for thread in threads if thread.failed), ""):
         return replace(known, note=failed)
     read, write, copy = (sum(thread.rates[way] for thread in threads) for way in ("read", "write", "copy"))
@@ -74,11 +98,11 @@ def measure(node: int, socket: int, cpus: Iterable[int], size: int, seconds: flo
 def proposed(machine: Machine, figures: Iterable[Figure]) -> dict[int, int] | None:
     """Weights by the kernel's reduction, from the lesser of read and write of the socket that reaches a node best.
 
-    None where a node with memory has no figure.
+    None where a node with memory has no figure that is believed.
     """
     best: dict[int, float] = {}
     for figure in figures:
-        if figure.read and figure.write:
+        if figure.read and figure.write and figure.is_believed:
             best[figure.node] = max(best.get(figure.node, 0.0), min(figure.read, figure.write))
     if not best or best.keys() < machine.memory_nodes:
         return None

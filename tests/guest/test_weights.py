@@ -146,11 +146,12 @@ def test_what_the_table_does_not_give_is_met_by_moving_and_said(before: dict[str
 
 @pytest.mark.lab(kernel="newest", topology="two-sockets")
 def test_measuring_each_node_from_each_socket() -> None:
-    found = told("weights", "--measure", "--size", "8MiB", "--seconds", "0.05")
+    found = told("weights", "--measure", "--seconds", "0.05")
     nodes = {node["node"] for node in found["nodes"]}
     sockets = {figure["socket"] for figure in found["measured"]}
     assert {(figure["node"], figure["socket"]) for figure in found["measured"]} == {
         (node, socket) for node in nodes for socket in sockets
     }
     assert all(figure["read"] and figure["write"] and figure["copy"] for figure in found["measured"]), found["measured"]
+    assert all(figure["size"] // 2 >= 2 * figure["caches"] for figure in found["measured"]), found["measured"]
     assert found["proposed"].keys() == {str(node) for node in nodes}

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hetmemd.ctl import main
+from hetmemd.ctl import main, weights
+from hetmemd.ctl.text import Paint
 from tests.unit.machine.sysfs import FakeNode, build
 from tests.unit.policy.given import policy, write
 
@@ -117,3 +118,26 @@ def test_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["weights", *words]) == 2
     assert capsys.readouterr().err.startswith("hetmemctl: ")
+
+
+def figure(node: int, **more: object) -> dict[str, object]:
+    known: dict[str, object] = {
+        "node": node,
+        "socket": 0,
+        "cpus": [0, 1],
+        "size": 1 << 30,
+        "note": "",
+        "caches": 1 << 26,
+    }
+    return {**known, "read": 2e9, "write": 1e9, "copy": 1.5e9, **more}
+
+
+def test_what_was_measured_can_be_pasted(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = told(top, capsys)
+    lines = weights.lines({**known, "measured": [figure(0), figure(2)], "proposed": {"0": 3, "2": 1}}, Paint(False))
+    assert lines[lines.index("[kernel]") + 1] == "weights = { 0 = 3, 2 = 1 }"
+    doubtful = figure(0, note="may be the caches' figures: they hold 384 MiB")
+    lines = weights.lines({**known, "measured": [doubtful], "proposed": None}, Paint(False))
+    assert "they hold 384 MiB" in lines[-2]
+    assert "no weights are proposed" in lines[-1]
+    assert "[kernel]" not in lines
