@@ -1,9 +1,10 @@
-#!/usr/bin/env python3
 """How long a task that is moved into a cgroup is without its policy: from the write to the kernel's word.
 
 Needs root and a running hetmemd (`systemctl start hetmemd`), which it treats as a user would: it drops a policy file
-and moves processes. `python3 tests/bench/arrival.py [--rounds N] [--threads N]`. The same write to a cgroup without a
-policy is timed beside it: that is what a move costs anyway.
+and moves processes. The same write to a cgroup without a policy is timed beside it: that is what a move costs anyway.
+
+    .venv/bin/python -m tests.bench.arrival [--rounds N] [--threads N] [--check]
+    tests/lab/run --service -- python3 -m tests.bench.arrival
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.bench.figures import Figures
 
 CGROUP = "hetmemd-bench"
 POLICY = Path("/etc/hetmemd.d/99-hetmemd-bench.toml")
@@ -61,7 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    figures = Figures(parser)
+    options = figures.options()
     home, plain = mount() / CGROUP, mount() / f"{CGROUP}-plain"
     for folder in (home, plain):
         folder.mkdir(exist_ok=True)
@@ -92,8 +96,10 @@ def main() -> None:
     print(
         f"cgroup move to policy in force, {options.threads} threads, {len(arrivals)} moves: "
         f"median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms; the move itself {bare * 1e3:.2f} ms, "
-        f"ratio {median / bare:.1f}"
+        f"{median / bare:.1f} times as long"
     )
+    figures.held("cgroup move to policy in force, p99 / 1 s", p99)
+    figures.end()
 
 
 if __name__ == "__main__":

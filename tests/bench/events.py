@@ -1,16 +1,17 @@
 """What watching costs: the proc connector against a plain C reader of the same socket, and how soon a hint comes.
 
-Run as root: `python -m tests.bench.events [FORKS]`. Prints figures, one a line, and the ratio to the C program. Takes a
-few seconds; on a busy machine the figures are those of a busy machine.
+    .venv/bin/python -m tests.bench.events [FORKS] [--check]
+
+Needs root. Takes a few seconds; on a busy machine the figures are those of a busy machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -21,6 +22,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.watch.connector import ConnectorSource
 from hetmemd.watch.hint import CgroupHint, Hint, TaskHint
 from hetmemd.watch.watcher import Watcher
+from tests.bench.figures import Figures
 from tests.machine.eyes.harness import IDLE, OwnCgroup, Seen, build, move, number, running
 
 FORKS = 20_000
@@ -33,7 +35,7 @@ def compile_reader(folder: Path) -> Path:
     return program
 
 
-async def measure_connector(program: Path, forks: int) -> float:
+async def measure_connector(program: Path, forks: int, figures: Figures) -> float:
     """Microseconds of processor time for an event."""
     hints = 0
     left: set[int] = set()
@@ -65,6 +67,7 @@ async def measure_connector(program: Path, forks: int) -> float:
     print(f"connector: {events} events in {seconds:.2f} s = {events / seconds:.0f}/s, {losses} losses")
     print(f"connector: {each:.2f} us an event, {used / seconds:.1%} of a processor at {forks / seconds:.0f} forks/s")
     print(f"connector: {hints} hints, {hints / events:.1%} of the events")
+    figures.held("processor at 1000 forks/s / 1.2 %", used / forks * 1000 / 0.012)
     return each
 
 
@@ -83,7 +86,7 @@ def measure_reader(reader: Path, program: Path, forks: int) -> float:
     return used / events
 
 
-async def measure_hints(own: OwnCgroup) -> None:
+async def measure_hints(own: OwnCgroup, figures: Figures) -> None:
     """From the moment at which a move or a fork is done to its hint."""
     paths = [own.make("a"), own.make("b")]
     seen = Seen()
@@ -115,28 +118,34 @@ async def measure_hints(own: OwnCgroup) -> None:
             await seen.hint(wanted_fork)
             forks.append(came[wanted_fork] - done)
     watcher.close()
-    say("cgroup move to hint", moves)
+    figures.held("cgroup move to hint, p99 / 100 ms", say("cgroup move to hint", moves) / 0.1)
     say("fork to hint", forks)
 
 
-def say(what: str, seconds: list[float]) -> None:
+def say(what: str, seconds: list[float]) -> float:
+    """The p99."""
     ordered = sorted(seconds)
     tail = ordered[int(len(ordered) * 0.99)]
     print(f"{what}: median {statistics.median(ordered) * 1e3:.2f} ms, p99 {tail * 1e3:.2f} ms, {len(ordered)} times")
+    return tail
 
 
 def main() -> None:
-    forks = int(sys.argv[1]) if len(sys.argv) > 1 else FORKS
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("forks", type=int, nargs="?", default=FORKS)
+    figures = Figures(parser)
+    forks = figures.options().forks
     with tempfile.TemporaryDirectory() as folder:
         program, reader = build("storm", Path(folder)), compile_reader(Path(folder))
         plain = measure_reader(reader, program, forks)
-        ours = asyncio.run(measure_connector(program, forks))
-    print(f"ratio: {ours / plain:.2f} times the processor time of the C reader")
+        ours = asyncio.run(measure_connector(program, forks, figures))
+    figures.held("processor time / C reader", ours / plain)
     own = OwnCgroup(f"hetmemd-bench-{uuid.uuid4().hex}")
     try:
-        asyncio.run(measure_hints(own))
+        asyncio.run(measure_hints(own, figures))
     finally:
         own.remove()
+    figures.end()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """What moving costs those whose pages are moved, at the default rate: a program bound by memory, and Redis.
 
-Run as root where there are two memory nodes and a Redis, such as in the lab: `python3 -m tests.bench.harm [SECONDS]`.
-All memory of the program goes to and fro between the nodes without an end, which no policy makes it do: the worst that
-moving can do. Prints the work done per second while moving to the work done while not, the median of rounds that
-alternate, and what was moved. Under emulation the processors are shared with the emulator: figures are relative.
+    tests/lab/run -- python3 -m tests.bench.harm [SECONDS] [--rounds N] [--check]
+
+Needs root, two memory nodes and a Redis. All memory of the program goes to and fro between the nodes without an end,
+which no policy makes it do: the worst that moving can do. Prints the work done per second while moving to the work done
+while not, the median of rounds that alternate, and what was moved. Under emulation the processors are shared with the
+emulator: figures are relative.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from hetmemd.memory.budget import Budgets
 from hetmemd.memory.moving import Pace
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.policy.effective import Handling
+from tests.bench.figures import Figures
 
 ROOT = Root()
 ROUNDS = 5
@@ -79,11 +83,11 @@ class Moving(threading.Thread):
         self.join()
 
 
-def held_against(name: str, pid: int, nodes: list[int], work: Callable[[], float]) -> None:
+def held_against(name: str, pid: int, nodes: list[int], work: Callable[[], float], rounds: int) -> float:
     """`work` gives the work done per second."""
     work()
     ratios, rates = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         still = work()
         moving = Moving(pid, nodes)
         begin = time.monotonic()
@@ -95,9 +99,10 @@ def held_against(name: str, pid: int, nodes: list[int], work: Callable[[], float
         f"{name}: {statistics.median(ratios):.3f} of the work ({min(ratios):.3f}-{max(ratios):.3f})"
         f" while {statistics.median(rates):.0f} MiB/s are moved"
     )
+    return statistics.median(ratios)
 
 
-def stream(nodes: list[int], seconds: float) -> None:
+def stream(nodes: list[int], seconds: float, rounds: int) -> float:
     with subprocess.Popen(
         [sys.executable, "-c", STREAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as popen:
@@ -114,11 +119,13 @@ def stream(nodes: list[int], seconds: float) -> None:
             time.sleep(seconds)
             return (count() - before) / (time.monotonic() - begin)
 
-        held_against("bound by memory", popen.pid, nodes, work)
-        popen.kill()
+        try:
+            return held_against("bound by memory", popen.pid, nodes, work, rounds)
+        finally:
+            popen.kill()
 
 
-def redis(nodes: list[int], seconds: float) -> None:
+def redis(nodes: list[int], seconds: float, rounds: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         socket = str(Path(folder, "redis.sock"))
         command = ["redis-server", "--port", "0", "--unixsocket", socket, "--save", ""]
@@ -142,17 +149,25 @@ def redis(nodes: list[int], seconds: float) -> None:
                 count = max(int(rate * seconds), 100)
                 return rate
 
-            held_against("Redis, GET", popen.pid, nodes, work)
-            popen.terminate()
+            try:
+                return held_against("Redis, GET", popen.pid, nodes, work, rounds)
+            finally:
+                popen.terminate()
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("seconds", type=float, nargs="?", default=4.0)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    figures = Figures(parser)
+    chosen = figures.options()
     nodes = sorted(topology.read(ROOT).memory_nodes)[:2]
     if len(nodes) < 2:
         sys.exit("this machine has one memory node")
-    stream(nodes, seconds)
-    redis(nodes, seconds)
+    figures.held("work while moving, bound by memory", stream(nodes, chosen.seconds, chosen.rounds))
+    figures.held("work while moving, Redis", redis(nodes, chosen.seconds, chosen.rounds))
+    figures.end()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """What moving costs: hetmemd's queries and moves against plain C loops with the same batches.
 
-Run as root: `python -m tests.bench.pages [--program PATH] [MEBIBYTES]`. Queries everywhere; moves where there are two
-memory nodes, such as in the lab, which has no compiler:
+    .venv/bin/python -m tests.bench.pages [--program PATH] [--rounds N] [--check] [MEBIBYTES]
+
+Needs root. Queries everywhere; moves where there are two memory nodes, such as in the lab, which has no compiler:
 
     gcc -static -O2 -o tests/bench/pages-program tests/bench/pages.c
     tests/lab/run -- python3 -m tests.bench.pages --program tests/bench/pages-program
@@ -33,6 +34,7 @@ from hetmemd.machine import topology
 from hetmemd.memory import plan, targets
 from hetmemd.memory.moving import CALL_SECONDS, Pace
 from hetmemd.memory.rebalance import ProcessPass, StepResult
+from tests.bench.figures import Figures
 
 ROOT = Root()
 CHILD = Path(__file__).parents[1] / "guest" / "memory_child.py"
@@ -185,7 +187,9 @@ class LargestBatches(Pace):
         return self.MOST
 
 
-def against_migratepages(child: Child, home: int, node: int, what: str, pace: Pace, seconds: float) -> None:
+def against_migratepages(
+    child: Child, home: int, node: int, what: str, pace: Pace, seconds: float, rounds: int
+) -> float:
     """All memory from one node to the other: theirs to ours."""
     ratios = []
     process = procfs.identify(ROOT, child.popen.pid)
@@ -201,14 +205,18 @@ def against_migratepages(child: Child, home: int, node: int, what: str, pace: Pa
 
         ratios.append(theirs / timed(ours))
     told = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    print(f"all to one node, {what}: ratio to migratepages {told}")
+    print(f"all to one node, {what}: migratepages / ours {told}")
+    return statistics.median(ratios)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--program", type=Path)
     arguments.add_argument("mebibytes", type=int, nargs="?", default=256)
-    chosen = arguments.parse_args()
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    figures = Figures(arguments)
+    chosen = figures.options()
+    rounds = chosen.rounds
     nodes = sorted(topology.read(ROOT).memory_nodes)
     child = Child(chosen.mebibytes)
     with tempfile.TemporaryDirectory() as folder:
@@ -217,35 +225,40 @@ def main() -> None:
             program = Path(folder, "pages")
             subprocess.run(["gcc", "-O2", "-o", program, Path(__file__).with_name("pages.c")], check=True)
         try:
-            queries(program.absolute(), child)
+            queries(program.absolute(), child, rounds, figures)
             if len(nodes) > 1:
                 back(child, nodes[0])
-                print(f"moves / minimum, all on one node: {price(child, nodes[0], nodes[1]):.4f}")
+                figures.held("moves / minimum, all on one node", price(child, nodes[0], nodes[1]))
                 spread(child, nodes[1])
-                print(f"moves / minimum, by chance: {price(child, nodes[0], nodes[1]):.4f}")
-                moves(program.absolute(), child, nodes[0], nodes[1])
-                against_migratepages(child, nodes[0], nodes[1], "20 ms a call", Pace(), CALL_SECONDS)
-                against_migratepages(child, nodes[0], nodes[1], "16384 pages a call", LargestBatches(), 1e9)
+                figures.held("moves / minimum, by chance", price(child, nodes[0], nodes[1]))
+                moves(program.absolute(), child, nodes[0], nodes[1], rounds, figures)
+                against_migratepages(child, nodes[0], nodes[1], "20 ms a call", Pace(), CALL_SECONDS, rounds)
+                fastest = against_migratepages(
+                    child, nodes[0], nodes[1], "16384 pages a call", LargestBatches(), 1e9, rounds
+                )
+                figures.held("migratepages / all to one node", fastest)
                 layout(nodes[0], nodes[1])
         finally:
             child.end()
+    figures.end()
 
 
-def queries(program: Path, child: Child) -> None:
+def queries(program: Path, child: Child, rounds: int, figures: Figures) -> None:
     ratios, ours = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         theirs = in_c(program, child, "query", "16384")
         ours.append(timed(lambda: query(child)))
         ratios.append(theirs / ours[-1])
     rate = len(child.addresses) / statistics.median(ours)
-    print(f"queries: {rate:.0f} pages/s, ratio to C {statistics.median(ratios):.2f}")
+    print(f"queries: {rate:.0f} pages/s")
+    figures.held("C / queries", statistics.median(ratios))
 
 
-def moves(program: Path, child: Child, home: int, node: int) -> None:
+def moves(program: Path, child: Child, home: int, node: int, rounds: int, figures: Figures) -> None:
     loop, passes, bound, batches, calls = [], [], [], [], []
     pace = Pace()
     whole_pass(child, home, node, pace, CALL_SECONDS)  # learns the pace, and settles what is not in the area
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         back(child, home)
         theirs = in_c(program, child, "move", str(BATCH), str(node))
         back(child, home)
@@ -262,12 +275,14 @@ def moves(program: Path, child: Child, home: int, node: int) -> None:
         calls.append(statistics.median(step.call_seconds for step in steps))
         back(child, home)
         bound.append(in_c(program, child, "pass", str(batches[-1]), str(node)) / took)
-    print(f"moves, the calls alone: ratio to C {statistics.median(loop):.2f}")
-    print(f"moves, whole passes, {BATCH} pages a call: ratio to C {statistics.median(passes):.2f}")
+    figures.held("C / moves, the calls alone", statistics.median(loop))
+    figures.held("C / moves, whole passes", statistics.median(passes), f", {BATCH} pages a call")
     print(
         f"moves, calls bound to {CALL_SECONDS * 1000:.0f} ms: {statistics.median(batches):.0f} pages and"
-        f" {statistics.median(calls) * 1000:.1f} ms a call, ratio to C {statistics.median(bound):.2f}"
+        f" {statistics.median(calls) * 1000:.1f} ms a call, C / ours {statistics.median(bound):.2f}"
     )
+    figures.held("call that moves, median / 20 ms", statistics.median(calls) / CALL_SECONDS)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """How long a thread is held, and how long a process with many threads takes: hetmemd against the same steps in C.
 
-    tests/bench/pause.py [--threads N] [--repeat N]
+    .venv/bin/python -m tests.bench.pause [--threads N] [--repeat N] [--spins N] [--check]
 
 Both act on the same targets in turn, so that what the machine does beside is the same for both. Prints ratios, to C as
 fast as it goes, and to C at our own pace: how fast a thread wakes depends on how long its processor has slept.
@@ -12,17 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import Outcome
+from tests.bench.figures import Figures
 from tests.machine.remote_target import INTERLEAVE, ROOT, Target, build
 
 
@@ -62,18 +59,19 @@ def pauses(runs: Sequence[tuple[list[int], int]]) -> list[int]:
     return [pause for pauses, _ in runs for pause in pauses]
 
 
-def report(what: str, ours: int, theirs: int) -> None:
-    print(f"{what:32} {ours / 1000:10.1f} us   C {theirs / 1000:10.1f} us   ratio {ours / theirs:.2f}")
+def report(what: str, ours: int, theirs: int) -> float:
+    print(f"{what:32} {ours / 1000:10.1f} us   C {theirs / 1000:10.1f} us   {ours / theirs:.2f}")
+    return ours / theirs
 
 
-async def measure(folder: Path, threads: int, repeat: int) -> None:
+async def measure(folder: Path, threads: int, repeat: int, spins: int, figures: Figures) -> None:
     program = folder / "pause"
     subprocess.run(["gcc", "-O2", "-o", program, Path(__file__).with_name("pause.c")], check=True)
     tracer = Tracer(ROOT)
     try:
         many: list[str | Path] = [build(folder, "family"), "threads", str(threads)]
         one: list[str | Path] = [build(folder, "exact"), "spin"]
-        for name, command, rounds in ((f"{threads} blocked threads", many, repeat), ("a spinning thread", one, 100)):
+        for name, command, rounds in ((f"{threads} blocked threads", many, repeat), ("a spinning thread", one, spins)):
             with Target(command) as target:
                 target.expect("ready")
                 ours: list[tuple[list[int], int]] = []
@@ -89,12 +87,18 @@ async def measure(folder: Path, threads: int, repeat: int) -> None:
                     paced.append(in_c(program, target.pid, Mode.DEFAULT, pace))
                 print(name)
                 report("  pause, median", *(percentile(pauses(side), 0.5) for side in (ours, theirs)))
-                report("  pause, median, at our pace", *(percentile(pauses(side), 0.5) for side in (ours, paced)))
+                median = report(
+                    "  pause, median, at our pace", *(percentile(pauses(side), 0.5) for side in (ours, paced))
+                )
                 report("  pause, p99", *(percentile(pauses(side), 0.99) for side in (ours, theirs)))
-                report("  pause, p99, at our pace", *(percentile(pauses(side), 0.99) for side in (ours, paced)))
-                report(
+                p99 = report("  pause, p99, at our pace", *(percentile(pauses(side), 0.99) for side in (ours, paced)))
+                whole = report(
                     "  all threads, median", *(percentile([all_ for _, all_ in side], 0.5) for side in (ours, theirs))
                 )
+                if command is many:
+                    figures.held("pause, median, at our pace / C", median)
+                    figures.held("pause, p99, at our pace / C", p99)
+                    figures.held("all threads / C", whole)
                 print(f"  verification of an unchanged thread {await verify(tracer, target) / 1000:.1f} us")
     finally:
         tracer.close()
@@ -104,9 +108,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("--spins", type=int, default=100)
+    figures = Figures(parser)
+    options = figures.options()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), options.threads, options.repeat))
+        asyncio.run(measure(Path(folder), options.threads, options.repeat, options.spins, figures))
+    figures.end()
 
 
 if __name__ == "__main__":
