@@ -252,7 +252,11 @@ class Balancer:
         told = await self._threads.call(
             record.process, lambda: measuring.estimate(self._root, record.process.pid, settled, self._chance)
         )
-        return told.is_within(settled.spans[0].target, tolerance) is True
+        is_settled = told.is_within(settled.spans[0].target, tolerance) is True
+        if is_settled:
+            record.measured_at = time.time()
+            self._changed.set()
+        return is_settled
 
     def _holds(self, record: Record, distance: float) -> bool:
         """Whether somebody else moves pages back as fast as they are moved (L6): then later, and later again."""

@@ -86,7 +86,7 @@ class Record:
     """Bytes that are held against no target, by reason: those of `Measurement.left_out`, and `swapped`."""
     distance: float | None = None
     measured_at: float = 0.0
-    """When these were had (wall clock); 0 before the first time."""
+    """When these were had, or a sample was as good (wall clock); 0 before the first time."""
     measure_at: float = 0.0
     """When the pages are next looked at."""
     idle_passes: int = 0

@@ -36,7 +36,7 @@ class TaskView:
     note: str = ""
     """One sentence on the reason, where there is more to say."""
     measured_at: float = 0.0
-    """When its memory was measured last; 0 before the first time."""
+    """When its memory was measured last, all of it or a sample; 0 before the first time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,13 @@ def told(*words: str) -> dict[str, Any]:
     return found
 
 
+def measured_anew(cgroup: str) -> None:
+    """Waits until each process of the cgroup was measured once more, from now on: a snapshot that is newer may show
+    figures that are old."""
+    begin = time.time()
+    eventually("measured anew", lambda: told("explain", cgroup)["measured_at"] > begin)
+
+
 class Child:
     """memory_child.py, which fills its memory and knows at its end what it should contain."""
 

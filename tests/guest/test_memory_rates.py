@@ -17,6 +17,7 @@ from tests.guest.balanced import Held
 pytestmark = pytest.mark.lab
 CHILD = Path(__file__).with_name("memory_child.py")
 MIB = 1 << 20
+PATIENCE = 90.0
 WEIGHTED = Mempolicy(Mode.WEIGHTED_INTERLEAVE, frozenset({0, 1}), Flag.STATIC_NODES)
 
 # Takes eight more MiB at each line: all on node 0, as the kernel's table is not the policy's.
@@ -70,11 +71,11 @@ def test_I7_a_child_does_not_outspend_its_parent(started: list[subprocess.Popen[
     )
     held = Held(start(started, str(CHILD), "64", "small").pid, WEIGHTED, {0: 1, 1: 1}, buckets)
     begin = time.monotonic()
-    held.run(lambda: False, 3.0)
+    # However slow the machine is: more than the burst alone, and no more than the time allows for.
+    assert held.run(lambda: held.moved >= 8 * MIB, PATIENCE), str(held)
     held.close()
     # A step's overdraft is one folio at most.
     assert held.moved <= burst + rate * (time.monotonic() - begin) + 2 * MIB
-    assert held.moved >= 4 * MIB
 
 
 def test_existing_once_is_once_for_a_start_an_exec_and_a_placement(started: list[subprocess.Popen[str]]) -> None:
@@ -129,9 +130,13 @@ def test_what_holding_the_ratio_costs_is_counted_for_itself_and_capped(started: 
         for _ in range(3):
             grow(popen)
         begin = time.monotonic()
-        held.run(lambda: False, 3.0)
-        spent = held.tally.totals().moved_by_cgroup_work["/x", "holding"]
-        assert 0 < spent <= burst + rate * (time.monotonic() - begin) + 2 * MIB
+
+        def spent() -> int:
+            return held.tally.totals().moved_by_cgroup_work.get(("/x", "holding"), 0)
+
+        # More than the burst alone: the next measurement is due after a hundred times what the last one took.
+        assert held.run(lambda: spent() >= burst + MIB, PATIENCE), str(held)
+        assert spent() <= burst + rate * (time.monotonic() - begin) + 2 * MIB
         assert held.run(lambda: (record.distance if record.distance is not None else 1.0) < 0.1, 60.0), str(held)
         assert held.tally.totals().moved_by_cgroup_work["/x", "holding"] >= 11 * MIB
     finally:

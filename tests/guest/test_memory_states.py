@@ -82,25 +82,41 @@ def swap(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None
 
 
 @pytest.fixture
-def states(swap: None) -> Generator[States, None, None]:
+def pool() -> Generator[None, None, None]:
+    """Two huge pages on node 0: the kernel makes as many as it finds room for, and says how many it has."""
+    before = POOL.read_text()
     POOL.write_text("2")
+    try:
+        assert int(POOL.read_text()) >= 2, "no room for huge pages"
+        yield
+    finally:
+        POOL.write_text(before)
+    assert POOL.read_text() == before
+
+
+@pytest.fixture
+def ksm() -> Generator[None, None, None]:
+    """Merges what may be merged, soon; afterwards nothing is merged, and its settings are as they were."""
+    settings = {"pages_to_scan": "5000", "sleep_millisecs": "20", "run": "1"}
+    before = {name: (KSM / name).read_text() for name in settings}
+    for name, value in settings.items():
+        (KSM / name).write_text(value)
+    yield
+    (KSM / "run").write_text("2")
+    for name, value in before.items():
+        (KSM / name).write_text(value)
+
+
+@pytest.fixture
+def states(swap: None, pool: None, ksm: None) -> Generator[States, None, None]:
     # Not on a tmpfs: the file's pages are to be those of a disk's cache.
     started = States(Path("/var/tmp"))
     yield started
     started.popen.kill()
     started.popen.communicate()
-    POOL.write_text("0")
-    (KSM / "run").write_text("2")
-
-
-def merge() -> None:
-    (KSM / "pages_to_scan").write_text("5000")
-    (KSM / "sleep_millisecs").write_text("20")
-    (KSM / "run").write_text("1")
 
 
 def test_each_state_is_handled_and_counted(states: States) -> None:
-    merge()
     eventually("pages are merged", lambda: int((KSM / "pages_sharing").read_text()) >= 60)
     eventually("pages are swapped out", lambda: (states.nodes("swapped") < 0).sum() > 32)
     share = targets.all_of(AWAY)

@@ -19,6 +19,7 @@ from tests.guest.daemon import (
     all_shown,
     drop,
     eventually,
+    measured_anew,
     metrics,
     pages_by_node,
     policy,
@@ -280,8 +281,7 @@ def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
         moved = moved_to_far() - before
         far = pages_by_node(popen.pid)[1]
         assert abs(moved - far) <= 0.005 * 65536, "each of them once"
-        measured = metrics()["hetmemd_snapshot_timestamp_seconds"]
-        eventually("measured again", lambda: metrics()["hetmemd_snapshot_timestamp_seconds"] > measured)
+        measured_anew(group.path)
         assert moved_to_far() - before == moved
         verdict, _ = popen.communicate(timeout=PATIENCE)
         assert verdict.strip() == "intact"
