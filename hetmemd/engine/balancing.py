@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from hetmemd.engine import limits, measuring
 from hetmemd.engine.offloop import OffLoop, StuckError, patience
+from hetmemd.engine.passes import LEAST, Pass, longest_pass
 from hetmemd.engine.record import Record
 from hetmemd.kernel import libc, procfs, zoneinfo
 from hetmemd.kernel.procfs import ProcessId
@@ -42,8 +41,6 @@ GLOBAL = "global"
 """The key of the bucket in which every move pays."""
 MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
-LEAST = 2 << 20
-"""Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
 THREADS = 16
 """One works at a time: the others are there for figures that take long, and for calls that are stuck."""
 STEP_SECONDS = 10.0
@@ -56,32 +53,12 @@ BESIDE = 6
 SAMPLES = 5
 """Samples between two exact measurements of a process that is as it should be, and whose figures take long."""
 LONGEST_BACKOFF = 600.0
-LONGEST_PASS = 60.0
-"""Seconds after which a pass is begun anew: regions come and go, and what was planned on is old."""
 STRIKES = 3
 """Passes in a row whose work was undone by somebody else, before the next ones are held back."""
 HEALED = 12
 """Intervals that a process stays as it should be before what was undone is forgotten."""
 MOVING_ONLY = frozenset(limits.MOVING_ONLY) | {"seccomp", "vdso", "io-worker"}
 """Reasons, of the machine and of the task, for which it cannot be called though its pages can be moved (L5)."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    record: Record
-    mover: ProcessPass
-    keys: tuple[str, ...]
-    why: str
-    before: float
-    basis: tuple[object, ...]
-    """What the pass was planned on: with anything of it another, it is over."""
-    until: float
-    moved: int = 0
-    needs: int = LEAST
-    """Bytes without which the next step would do nothing."""
-    due: float = 0.0
-    """When the next step can do something, in the loop's time."""
-    failed: Counter[str] = field(default_factory=Counter)
 
 
 class Balancer:
@@ -108,7 +85,7 @@ class Balancer:
         self._observing = observing
         self._changed = changed
         self._threads = OffLoop("mover", THREADS, STEP_SECONDS)
-        self._passes: dict[int, _Pass] = {}
+        self._passes: dict[int, Pass] = {}
         self._measuring: set[ProcessId] = set()
         self._moving: set[ProcessId] = set()
         """Processes of which a step, or what comes behind the last one, is under way."""
@@ -297,9 +274,9 @@ class Balancer:
         sharers = Sharers(self._root, self._agreeing(record)) if handling.shared == "move" else None
         mover = ProcessPass(self._root, record.process, share, self._headroom, self._pace, sharers, known=spans)
         why = f"{source.file}:{source.line}" if source else ""
-        until = asyncio.get_running_loop().time() + LONGEST_PASS
+        until = asyncio.get_running_loop().time() + longest_pass(sum(record.bytes_by_node.values()))
         basis = self._basis(record)
-        self._passes[record.process.pid] = _Pass(record, mover, keys, why, record.distance or 0.0, basis, until)
+        self._passes[record.process.pid] = Pass(record, mover, keys, why, record.distance or 0.0, basis, until)
 
     def _basis(self, record: Record) -> tuple[object, ...]:
         effective = self._effective(record.cgroup)
@@ -308,7 +285,7 @@ class Balancer:
 
     # -- moving
 
-    async def _step(self, active: _Pass) -> None:
+    async def _step(self, active: Pass) -> None:
         record, pid = active.record, active.record.process.pid
         if self._records.get(pid) is not record or not _may_move(record) or self._observing():
             del self._passes[pid]
@@ -340,7 +317,7 @@ class Balancer:
             self._passes.pop(pid, None)
             await self._finish(active)
 
-    async def _paid(self, active: _Pass, allowed: int) -> StepResult | None:
+    async def _paid(self, active: Pass, allowed: int) -> StepResult | None:
         """One step. Paid before, so that two that are under way do not spend the same; what was not moved is given
         back, unless the step does not come back itself."""
         self._budgets.pay(active.keys, allowed)
@@ -355,7 +332,7 @@ class Balancer:
             self._budgets.pay(active.keys, moved - allowed)
         return result
 
-    def _move(self, active: _Pass, allowed: int) -> StepResult | None:
+    def _move(self, active: Pass, allowed: int) -> StepResult | None:
         """In the mover's thread. None where the address space is shared: the pages may be another process's (T5)."""
         pid = active.record.process.pid
         try:
@@ -366,7 +343,7 @@ class Balancer:
             return None
         return active.mover.step(allowed)
 
-    async def _finish(self, active: _Pass) -> None:
+    async def _finish(self, active: Pass) -> None:
         record = active.record
         placement = record.placement
         record.left_misplaced = None

@@ -12,6 +12,7 @@ import pytest
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 from tests.guest.balanced import Held
+from tests.guest.daemon import Group, drop, eventually, measured_anew, metrics, policy, systemctl, told
 
 pytestmark = pytest.mark.lab
 ROOT = Root()
@@ -20,6 +21,7 @@ MIB = 1 << 20
 BOTH = frozenset({0, 1})
 BALANCING = Path("/proc/sys/kernel/numa_balancing")
 KNOBS = Path("/sys/kernel/debug/sched/numa_balancing")
+SETTINGS = Path("/etc/hetmemd.toml")
 DEMOTION = Path("/sys/kernel/mm/numa/demotion_enabled")
 
 # Touches all of its memory again and again, as a busy program does.
@@ -65,12 +67,30 @@ def start(*words: str) -> subprocess.Popen[str]:
     return popen
 
 
-def test_L6_numa_balancing_and_rebalance_do_not_play_ping_pong(settings: Callable[[Path, str], None]) -> None:
+def balance_fast(settings: Callable[[Path, str], None]) -> None:
     if not KNOBS.exists():
         subprocess.run(["mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug"], check=True)
     settings(KNOBS / "scan_delay_ms", "50")
     settings(KNOBS / "scan_period_min_ms", "100")
     settings(KNOBS / "scan_period_max_ms", "400")
+
+
+def fill_node_0() -> subprocess.Popen[str]:
+    """Takes more than is free there, so that something has to go."""
+    free = int(ROOT.read_text("/sys/devices/system/node/node0/meminfo").split("MemFree:")[1].split()[0]) >> 10
+    ballast = subprocess.Popen(
+        ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), str(free + 8), "ballast"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ballast.stdout
+    assert ballast.stdout.readline()
+    return ballast
+
+
+def test_L6_numa_balancing_and_rebalance_do_not_play_ping_pong(settings: Callable[[Path, str], None]) -> None:
+    balance_fast(settings)
     settings(BALANCING, "1")
     popen = start("16")
     held = None
@@ -110,15 +130,7 @@ def test_L6_what_is_demoted_under_pressure_is_not_fetched_back_into_it(settings:
     try:
         held = Held(idle.pid, Mempolicy(Mode.BIND, frozenset({0}), Flag.STATIC_NODES), {})
         record = held.record
-        free = int(ROOT.read_text("/sys/devices/system/node/node0/meminfo").split("MemFree:")[1].split()[0]) >> 10
-        ballast = subprocess.Popen(
-            ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), str(free + 8), "ballast"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert ballast.stdout
-        assert ballast.stdout.readline()
+        ballast = fill_node_0()
         assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
         assert held.run(lambda: record.bytes_by_node.get(1, 0) > MIB, 60.0), str(held)
         held.run(lambda: False, 5.0)
@@ -138,3 +150,67 @@ def test_L6_what_is_demoted_under_pressure_is_not_fetched_back_into_it(settings:
                 popen.communicate()
         if held:
             held.close()
+
+
+@pytest.fixture
+def soon() -> Generator[None, None, None]:
+    """The service measures twenty times as often as it does by default: what goes to and fro shows sooner."""
+    before = SETTINGS.read_text()
+    SETTINGS.write_text('measure_interval = "0.5s"\n' + before)
+    systemctl("start", "hetmemd")
+    systemctl("reload", "hetmemd")
+    yield
+    SETTINGS.write_text(before)
+    systemctl("reload", "hetmemd")
+
+
+@pytest.mark.usefixtures("service", "soon")
+def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest(
+    settings: Callable[[Path, str], None], group: Group
+) -> None:
+    """A busy program in the ratio 3:1, both of them on, with room and without."""
+    balance_fast(settings)
+    # NUMA_BALANCING_NORMAL | NUMA_BALANCING_MEMORY_TIERING
+    settings(BALANCING, "3")
+    settings(DEMOTION, "true")
+    size = 48 * MIB
+    popen = start("48")
+    ballast = None
+    kills, demoted = vmstat("oom_kill"), vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct")
+    before = moved()
+    try:
+        drop("50-others.toml", policy(group.path))
+        group.take(popen.pid)
+        eventually("the ratio holds", lambda: distance(group) <= 0.02)
+        reached = moved()
+        assert reached - before >= size // 5
+        for _ in range(10):
+            measured_anew(group.path)
+        assert moved() - reached <= MIB, "with room it comes to rest"
+        ballast = fill_node_0()
+        assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
+        for _ in range(10):
+            measured_anew(group.path)
+        # What was demoted may be fetched back where the kernel makes room above the reserve; not again and again.
+        pressed = moved()
+        assert pressed - reached <= size
+        ballast.kill()
+        ballast.communicate()
+        eventually("the ratio holds again", lambda: distance(group) <= 0.02)
+        assert moved() - pressed <= size
+        assert vmstat("oom_kill") == kills
+    finally:
+        for each in (popen, ballast):
+            if each:
+                each.kill()
+                each.communicate()
+
+
+def distance(group: Group) -> float:
+    found = told("explain", group.path)["distance"]
+    return 1.0 if found is None else float(found)
+
+
+def moved() -> float:
+    """Bytes, by the service."""
+    return sum(value for name, value in metrics().items() if name.startswith("hetmemd_moved_bytes_total"))

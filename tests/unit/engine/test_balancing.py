@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from hetmemd.engine import balancing
+from hetmemd.engine import balancing, passes
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.record import Record
 from hetmemd.kernel.mempolicy import Mempolicy, Mode
@@ -191,7 +191,7 @@ class Slow(Balancer):
         if record.comm == "large":
             await self.release.wait()
 
-    async def _step(self, active: balancing._Pass) -> None:
+    async def _step(self, active: passes.Pass) -> None:
         self.stepped[active.record.process.pid] += 1
         if active.record.comm == "large":
             await self.release.wait()
@@ -200,7 +200,7 @@ class Slow(Balancer):
     def begin(self, record: Record) -> None:
         # What is looked at of a pass here; its mover is not asked.
         mover = cast(ProcessPass, None)
-        self._passes[record.process.pid] = balancing._Pass(record, mover, (), "", 0.5, (), float("inf"))
+        self._passes[record.process.pid] = passes.Pass(record, mover, (), "", 0.5, (), float("inf"))
 
 
 def processes(names: list[str]) -> dict[int, Record]:
@@ -283,7 +283,7 @@ def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
     """What a step may move is paid before it, what it did not move given back after it."""
 
     class Blocked(Balancer):
-        def _move(self, active: balancing._Pass, allowed: int) -> StepResult | None:
+        def _move(self, active: passes.Pass, allowed: int) -> StepResult | None:
             asked.append(allowed)
             gate.wait()
             return StepResult(bytes_moved=10 * MIB)
@@ -303,15 +303,14 @@ def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
             asyncio.Event(),
         )
         mover = cast(ProcessPass, None)
-        passes = [
-            balancing._Pass(each, mover, ("shared",), "", 0.5, (), float("inf"))
-            for each in processes(["a", "b"]).values()
+        begun = [
+            passes.Pass(each, mover, ("shared",), "", 0.5, (), float("inf")) for each in processes(["a", "b"]).values()
         ]
         tasks = [
-            asyncio.create_task(balancer._paid(each, budgets.allowance(each.keys, 60 * MIB))) for each in passes[:1]
+            asyncio.create_task(balancer._paid(each, budgets.allowance(each.keys, 60 * MIB))) for each in begun[:1]
         ]
         await asyncio.sleep(0)
-        tasks.append(asyncio.create_task(balancer._paid(passes[1], budgets.allowance(passes[1].keys, 60 * MIB))))
+        tasks.append(asyncio.create_task(balancer._paid(begun[1], budgets.allowance(begun[1].keys, 60 * MIB))))
         await until(lambda: len(asked) == 2)
         assert asked == [60 * MIB, 40 * MIB]
         assert budgets.allowance(["shared"], 1 << 40) == 0
@@ -323,3 +322,10 @@ def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
     asked: list[int] = []
     gate = threading.Event()
     asyncio.run(run())
+
+
+def test_a_pass_comes_to_the_end_of_a_terabyte() -> None:
+    """Looking at 1 GiB of small pages takes about 16 x 4 ms, and as long again the process is left alone."""
+    for gibibytes in (1, 100, 1024, 16 << 10):
+        assert passes.longest_pass(gibibytes << 30) >= 2 * 2 * 16 * 0.004 * gibibytes
+    assert passes.longest_pass(0) == passes.LONGEST_PASS
