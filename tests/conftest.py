@@ -1,4 +1,8 @@
-"""What holds for all tests: strictness about skipping, and hypothesis' pace."""
+"""What holds for all tests: strictness about skipping, and hypothesis' pace.
+
+In a guest of the lab a test runs if one of its `lab` marks names that guest:
+`lab(kernel="6.1", topology="two-sockets", append="...")`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,16 @@ STRICT = os.environ.get("CI") == "true" or os.environ.get("HETMEMD_STRICT") == "
 """A test that skips for want of a right or a program has tested nothing: with this it fails."""
 
 
+HERE = os.environ.get("HETMEMD_LAB_GUEST")
+"""The guest that this is, as tests/lab/run names it: kernel, topology and what was appended. None outside of it."""
+
+
+def named(mark: pytest.Mark) -> str:
+    """The guest of a mark, in the words of HERE; a mark without arguments names the default."""
+    words = {"kernel": "6.12", "topology": "dram+cxl", "append": "", **mark.kwargs}
+    return " ".join(filter(None, words.values()))
+
+
 # The older form of a wrapper: Debian 12's pluggy, which the lab's guest has, knows no other.
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
@@ -27,7 +41,11 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
         report.longrepr = f"skipped where nothing may be: {report.longrepr}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if HERE is not None:
+        kept = [item for item in items if any(named(mark) == HERE for mark in item.iter_markers("lab"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("root"):

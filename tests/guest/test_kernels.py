@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.guest.conftest import HERE
+from tests.conftest import HERE
 from tests.guest.daemon import Child, Group, drop, eventually, metrics, policy, shown, told
 
 pytestmark = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import HERE
+from tests.conftest import HERE
 from tests.guest.daemon import CGROUPS, Child, Group, drop, eventually, shown, told
 
 TWO = pytest.mark.lab(kernel="newest", topology="two-sockets")

@@ -103,7 +103,8 @@ class Daemon:
         assert self.popen
         if self.popen.poll() is None:
             assert self.stop() == 0, self.journal.read_text()
-        assert "Traceback" not in self.journal.read_text()
+        said = self.journal.read_text()
+        assert "Traceback" not in said, said
 
     def drop(self, name: str, text: str) -> Path:
         (self.files / f".{name}").write_text(text)
@@ -161,6 +162,6 @@ def shown(pid: int, tid: int | None = None) -> str:
     return str(procfs.thread_policy(Root(), pid, tid or pid))
 
 
-def policy(path: str, mode: str = "interleave", more: str = "") -> str:
-    nodes = "" if mode in ("default", "local") else 'nodes = "all"\n'
-    return f'[[policy]]\ncgroup = "{path}"\nmode = "{mode}"\n{nodes}{more}'
+def policy(path: str, mode: str = "interleave", more: str = "", nodes: str = "all") -> str:
+    line = "" if mode in ("default", "local") else f'nodes = "{nodes}"\n'
+    return f'[[policy]]\ncgroup = "{path}"\nmode = "{mode}"\n{line}{more}'

@@ -19,9 +19,10 @@ from hetmemd.kernel.root import Root
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.regions import RegionCall, RegionsResult
 from hetmemd.remote.result import Outcome, ThreadResult
+from tests.lab.hetmemlab import targets
 
 ROOT = Root()
-SOURCES = Path(__file__).parent / "targets"
+_IN_A_GUEST = Path(__file__).parents[2] / targets.FOLDER
 
 HANG = 60.0
 """Seconds after which something that never happened is a failure."""
@@ -34,14 +35,16 @@ ALTERNATING = (INTERLEAVE, BIND)
 
 
 def build(folder: Path, name: str, *options: str) -> Path:
-    """The program from targets/NAME.c, compiled into `folder` once with the same options."""
+    """The program from targets/NAME.c, compiled into `folder` once with the same options.
+
+    In a guest of the lab it is the one that the host has built for it, static whatever the options.
+    """
+    if _IN_A_GUEST.is_dir():
+        return _IN_A_GUEST / name
     program = folder / "".join([name, *options])
     if not program.exists():
         unfinished = folder / f"{program.name}.{os.getpid()}"
-        subprocess.run(
-            ["gcc", "-O1", "-Wall", "-Wextra", *(options or ("-pthread",)), "-o", unfinished, SOURCES / f"{name}.c"],
-            check=True,
-        )
+        targets.build(name, unfinished, *options)
         unfinished.rename(program)
     return program
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hetmemd.remote.result import Outcome
+from tests.lab.hetmemlab.targets import SOURCES
 from tests.machine.real_program import Pressure
-from tests.machine.remote_target import SOURCES, numbers
+from tests.machine.remote_target import numbers
 from tests.machine.trap import Trap
 
 pytestmark = pytest.mark.root

@@ -12,7 +12,12 @@ import pytest
 from hetmemd.remote.result import Outcome
 from tests.machine.remote_target import BIND, INTERLEAVE, Acting, Target
 
-pytestmark = pytest.mark.root
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lab,
+    pytest.mark.lab(kernel="6.1"),
+    pytest.mark.lab(kernel="newest", topology="two-sockets"),
+]
 
 SHORT = {"write_large", "send_large", "recv_whole"}
 """A stop would make these return less than was asked for: they are not stopped."""

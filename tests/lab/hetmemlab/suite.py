@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from . import cli, marks
+from . import cli, marks, targets
 from .marks import Guest
 from .say import LabError, say
 
@@ -130,11 +130,15 @@ def main(argv: Sequence[str]) -> int:
         say(f"error: {error}")
         return cli.STATUS_LAB_FAILED
     runs = []
-    for guest in guests:
-        say(f"guest {guest}")
-        runs.append(_in_guest(guest, words, options.timeout))
-        if runs[-1].status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            break
+    with tempfile.TemporaryDirectory(prefix="hetmemd-suite-") as folder:
+        built = Path(folder) / targets.FOLDER
+        built.mkdir()
+        targets.build_all(built)
+        for guest in guests:
+            say(f"guest {guest}")
+            runs.append(_in_guest(guest, words, options.timeout, built))
+            if runs[-1].status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                break
     whole = ElementTree.Element("testsuites")
     for run in runs:
         whole.extend(run.report if run.report is not None else ())
@@ -143,9 +147,10 @@ def main(argv: Sequence[str]) -> int:
     return conclude(runs, strict=is_strict())
 
 
-def _in_guest(guest: Guest, words: list[str], timeout: float) -> Run:
+def _in_guest(guest: Guest, words: list[str], timeout: float, built: Path) -> Run:
     pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", "lab", f"--junitxml=/lab/results/{REPORT}"]
     command = ["--topology", guest.topology, "--kernel", guest.kernel, "--timeout", str(timeout), "--time"]
+    command += ["--with", str(built)]
     if guest.append:
         command += ["--append", guest.append]
     begun = time.monotonic()
@@ -189,4 +194,4 @@ def _is_path(word: str) -> bool:
 
 def _with_default_paths(rest: list[str]) -> list[str]:
     """The tests that were named, or all."""
-    return rest if any(map(_is_path, rest)) else [*rest, "tests/guest"]
+    return rest if any(map(_is_path, rest)) else [*rest, "tests/guest", "tests/machine"]

@@ -102,6 +102,6 @@ def test_marks_that_cannot_be_read_are_told(tmp_path: Path, mark: str) -> None:
 
 
 def test_the_marks_that_there_are_name_real_guests() -> None:
-    for guest in asked_for([Path(__file__).parents[2] / "guest"]):
+    for guest in asked_for([Path(__file__).parents[2] / name for name in ("guest", "machine")]):
         kernels.named(guest.kernel)
         topology.load(guest.topology)
