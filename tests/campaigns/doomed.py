@@ -108,8 +108,11 @@ class Executioner:
         if code:
             raise OSError(-code, f"syscall user dispatch: {os.strerror(-code)}")
 
-    def at_random(self, tracer: Tracer, requests: Sequence[Request], seconds: float) -> int:
-        """Serve requests in turn in a process that is killed after a time at work; how many acts it finished."""
+    def at_random(self, tracer: Tracer, requests: Sequence[Request], seconds: float) -> tuple[int, bool]:
+        """Serve requests in turn in a process that is killed after a time at work.
+
+        How many acts it finished, and whether it was amid one.
+        """
         struct.pack_into("<QQ", self._at_work, 0, 0, 0)
         child = _forked()
         if not child:
@@ -127,7 +130,7 @@ class Executioner:
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
             raise RuntimeError("the tracer failed by itself")
         finished: int = struct.unpack_from("<QQ", self._at_work, 0)[1]
-        return finished
+        return finished, self._board.read()[1] is not None
 
     def _serve_on(self, tracer: Tracer, requests: Iterable[Request]) -> None:
         board = Board(self._descriptor)

@@ -6,6 +6,12 @@ Each round makes some whole acts on a program that checks itself, and then one i
 exactly before or after one of its system calls, the one that was hit least so far, or after a random time. Before the
 next round on the same program every thread of it must have got on, and found nothing wrong.
 
+Two things are known of a tracer that dies, and are not looked for. Some waits (epoll_wait, semtimedop and others, see
+signal(7)) end with EINTR at any stop, which only the tracer could mend. For each death between the interruption and the
+first registers that are set, or at random, one such wait is excused, and counted; any more is harm. And a program whose
+seccomp filter kills for our calls dies with a tracer that had suspended the filter for a call: there no tracer dies
+amid one, nor at random.
+
 What was reached stands in the state file: interrupted, and started again, the campaign goes on there.
 """
 
@@ -28,7 +34,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.campaigns.rounds import usual_steps
-from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, least, share, summary
+from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, least, summary
 from tests.campaigns.victims import KINDS, Victim
 from tests.machine.remote_target import Acting, build
 
@@ -38,8 +44,6 @@ _LOG_SECONDS = 10
 _BATCH_SECONDS = 120
 _BATCH = 1000
 """Rounds with the same victims, at most."""
-_AT_RANDOM = 0.05
-"""Of all rounds."""
 ROUNDS = "import sys; sys.path.insert(0, sys.argv[1]); from tests.campaigns import rounds; rounds.main()"
 
 
@@ -99,14 +103,13 @@ def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mappi
             **task,
             "seed": seed,
             "victims": [
-                (name, victim.target.identity, victim.descriptor, victim.kind.is_dear)
-                for name, victim in victims.items()
+                (name, victim.target.identity, victim.descriptor, victim.traits) for name, victim in victims.items()
             ],
             "stopping": stopping,
             "library": str(folder / "doom.so"),
             "whole": options.whole,
             "steps": options.steps,
-            "at_random": 0.0 if options.steps else _AT_RANDOM,
+            "at_random": 0.0 if options.steps else options.at_random,
             "seconds": _BATCH_SECONDS,
         }
         harmed = set()
@@ -214,7 +217,7 @@ class Campaign:
         return (
             max(0, self._options.rounds - tally.kills.total()),
             max(0, self._options.injections - tally.injections),
-            int(sum(max(0, self._options.least * share(call) - total[call]) for call in self._calls())),
+            sum(max(0, self._options.least - total[call]) for call in self._calls()),
         )
 
     def _calls(self) -> set[str]:
@@ -248,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1000, help="tracers to kill (1000)")
     parser.add_argument("--least", type=int, default=0, help="of them at each step, at least (0)")
+    parser.add_argument("--at-random", type=float, default=0.05, help="share of them at no certain step (0.05)")
     parser.add_argument("--injections", type=int, default=0, help="acts that come to their end, at least (0)")
     parser.add_argument("--whole", type=int, default=4, help="whole acts per kill (4)")
     parser.add_argument("--harm", type=int, default=20, help="after so much there is no going on (20)")
@@ -270,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"going on after batch {state.batches - 1}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS.values():
-            build(Path(folder), kind.program, *kind.options)
+            build(Path(folder), kind.program)
         library: list[str | Path] = [CHECKOUT / "tests/campaigns/doom.c", "-o", Path(folder) / "doom.so"]
         subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", *library], check=True)
         whole = Campaign(options, state, Path(folder)).run()

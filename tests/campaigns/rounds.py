@@ -26,7 +26,7 @@ from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.wire import Request
 from tests.campaigns import doomed
 from tests.campaigns.doomed import Death, Executioner
-from tests.campaigns.tally import MANY, RANDOM, Tally, by_call, call_of, share
+from tests.campaigns.tally import MANY, RANDOM, Tally, by_call, call_of
 from tests.campaigns.watched import ROOT, Watched
 
 _INTERLEAVE = Mempolicy(Mode.INTERLEAVE, frozenset({0}), Flag.STATIC_NODES)
@@ -76,7 +76,8 @@ class Rounds:
                     self._serve(victim, self._request(rng, victim, prefix))
                     death = self._executioner.at_step(self._tracer, self._request(rng, victim, prefix), None)
                     self._count(victim, death.results)
-                    steps.update({f"{prefix}{step}" for step in death.steps})
+                    wanted = survivable(death.steps) if victim.is_killed else death.steps
+                    steps.update({f"{prefix}{step}" for step in wanted})
                 self.tally.seen[victim.name] = self.tally.seen.get(victim.name, {}) | dict(steps)
             victim.remember()
             victim.newly_interrupted()
@@ -87,12 +88,12 @@ class Rounds:
         victims. `at_random` is the share of rounds in which the tracer dies at no certain step."""
         rng = random.Random(f"{self._seed}/{number}")
         if rng.random() < at_random:
-            step, candidates = RANDOM, list(self._victims.values())
+            step, candidates = RANDOM, [victim for victim in self._victims.values() if not victim.is_killed]
         else:
             so_far = kills + self._kills
             total = by_call(so_far)
             # Of those that need one alike, any.
-            step = min(usual, key=lambda step: (total[call_of(step)] / share(step), so_far[step], rng.random()))
+            step = min(usual, key=lambda step: (total[call_of(step)], so_far[step], rng.random()))
             candidates = [self._victims[name] for name in usual[step] if name in self._victims]
         if rng.random() < _CHEAPLY:
             candidates = [victim for victim in candidates if not victim.is_dear] or candidates
@@ -141,7 +142,9 @@ class Rounds:
         ]
         if victim.arena[1]:
             requests.append(self._made(victim, [rng.choice(tids)], _BIND, MANY))
-        self.tally.injections += self._executioner.at_random(self._tracer, requests, rng.random() * _LONGEST_LIFE)
+        finished, is_amid = self._executioner.at_random(self._tracer, requests, rng.random() * _LONGEST_LIFE)
+        self.tally.injections += finished
+        self.tally.amid += is_amid
         self._killed(victim, RANDOM)
 
     def _killed(self, victim: Watched, step: str) -> None:
@@ -210,6 +213,14 @@ class Rounds:
                     self._note(victim, result)
 
 
+def survivable(steps: Sequence[str]) -> list[str]:
+    """Without those from where the thread is sent for its first call to where the last one is over."""
+    if "after set 1" not in steps:
+        return list(steps)
+    last = max(index for index, step in enumerate(steps) if step.startswith("after wait"))
+    return [*steps[: steps.index("after set 1")], *steps[last:]]
+
+
 def usual_steps(seen: Mapping[str, Mapping[str, int]], wanted: Sequence[str] = ()) -> dict[str, list[str]]:
     """Step -> victims on which acts usually come by it. `wanted`: only those that contain one of these texts."""
     usual: dict[str, list[str]] = {}
@@ -225,8 +236,8 @@ def main() -> None:
     """Makes the rounds of one batch, given on standard input, and prints their tally, bit by bit."""
     task = json.load(sys.stdin)
     victims = [
-        Watched(name, ProcessId(*identity), descriptor, is_dear)
-        for name, identity, descriptor, is_dear in task["victims"]
+        Watched(name, ProcessId(*identity), descriptor, *traits)
+        for name, identity, descriptor, traits in task["victims"]
     ]
     stopping = mmap.mmap(task["stopping"], mmap.PAGESIZE)
     rounds = Rounds(victims, Executioner(task["library"]), task["seed"], task["whole"])

@@ -134,6 +134,22 @@ def _no_abort(held: Held) -> bool:
     return True
 
 
+def _called(held: Held) -> bool:
+    """As a stub does that its tracer has left to a seccomp filter."""
+    if not held.in_syscall or X86_64.signed(held.registers[RAX]) > -512:
+        return False
+    held.change(ORIG_RAX, -1)
+    held.change(RAX, X86_64.numbers["set_mempolicy"])
+    held.change(RIP, held.registers[RIP] - 2)
+    return True
+
+
+def _continued(held: Held) -> bool:
+    """As if nobody had stopped it."""
+    os.kill(held.tid, signal.SIGCONT)
+    return True
+
+
 def _swallowed(held: Held) -> bool:
     """A signal that never arrives."""
     if held.signal != signal.SIGRTMIN:
@@ -173,6 +189,8 @@ HARMS: Mapping[str, Harm] = {
     "a wait of another kind that is too short": Harm("steady", _short),
     "a sequence that is not begun again": Harm("rseq", _no_abort),
     "a signal that is lost": Harm("steady", _swallowed),
+    "a call under a filter": Harm("killed", _called),
+    "a stop that is lost": Harm("stopped", _continued),
     "death": Harm("thirtytwo", _killed),
     "a jump": Harm("spin", _jumps),
 }

@@ -15,8 +15,6 @@ RANDOM = "at random"
 
 MANY = "many "
 """Before the steps of an act that makes several calls in one stop."""
-_MANY_SHARE = 0.1
-"""Of the deaths at a step, as many again at the same in such an act: these are the same calls, in a longer row."""
 
 
 class AnotherCampaign(Exception):
@@ -29,6 +27,8 @@ class Tally:
     """By the step at which the tracer died."""
     where: Counter[str] = field(default_factory=Counter)
     """The same by `VICTIM: STEP`."""
+    amid: int = 0
+    """Of the deaths at random, those amid an act: the others fell between two."""
     injections: int = 0
     """Acts that came to their end."""
     missed: int = 0
@@ -44,6 +44,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         self.kills += other.kills
         self.where += other.where
+        self.amid += other.amid
         self.injections += other.injections
         self.missed += other.missed
         self.interrupted += other.interrupted
@@ -60,6 +61,7 @@ class Tally:
         return Tally(
             Counter(fields["kills"]),
             Counter(fields["where"]),
+            fields["amid"],
             fields["injections"],
             fields["missed"],
             fields["interrupted"],
@@ -118,11 +120,6 @@ def by_call(kills: Mapping[str, int]) -> Counter[str]:
     return total
 
 
-def share(step: str) -> float:
-    """How many deaths are wanted there for each that is wanted at an act's with one call."""
-    return _MANY_SHARE if step.startswith(MANY) else 1.0
-
-
 def summary(tally: Tally) -> list[str]:
     """The result, as lines."""
     total = by_call(tally.kills)
@@ -134,8 +131,8 @@ def summary(tally: Tally) -> list[str]:
     return [
         "kills at each step (system call of the act, which was never made, or just done):",
         *lines,
-        f"{RANDOM:20} {tally.kills[RANDOM]:8d}",
-        f"waits left with the EINTR of any stop: {tally.interrupted}",
+        f"{RANDOM:20} {tally.kills[RANDOM]:8d}, {tally.amid} of them amid an act",
+        f"waits left with the EINTR that they end with at any stop, for nobody could mend it: {tally.interrupted}",
         "declined: " + (", ".join(f"{reason} {count}" for reason, count in sorted(tally.declined.items())) or "none"),
         f"{tally.kills.total()} kills, {least(total, total)}, "
         f"{tally.injections} whole injections, harm: {len(tally.harm)}",

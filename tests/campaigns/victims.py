@@ -17,23 +17,24 @@ from tests.machine.remote_target import INTERLEAVE, Acting, Target, build
 class Kind(NamedTuple):
     program: str
     arguments: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
     ends_by: signal.Signals | None = None
     """None: at the end of its input."""
     is_dear: bool = False
+    is_stopped: bool = False
+    """By SIGSTOP, all the time but for the looks at it."""
+    is_killed: bool = False
+    """By its seccomp filter, if it makes one of our calls while nobody suspends that."""
 
 
 KINDS: Mapping[str, Kind] = {
     "spin": Kind("exact", ("spin",), ends_by=signal.SIGTERM, is_dear=True),
     "wait": Kind("exact", ("syscall",), ends_by=signal.SIGTERM),
-    # A filter that kills is another matter: a tracer that dies while it is suspended leaves the call to it.
+    "stopped": Kind("exact", ("spin",), ends_by=signal.SIGTERM, is_stopped=True),
     "confined": Kind("exact", ("syscall", "confined"), ends_by=signal.SIGTERM),
+    "killed": Kind("exact", ("syscall", "killed"), ends_by=signal.SIGTERM, is_killed=True),
     "rseq": Kind("rseq", is_dear=True),
     "steady": Kind("steady"),
-    "thirtytwo": Kind(
-        "thirtytwo",
-        options=("-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-stack-protector"),
-    ),
+    "thirtytwo": Kind("thirtytwo"),
 }
 
 
@@ -42,7 +43,7 @@ class Victim:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.kind = KINDS[name]
-        program = build(folder, self.kind.program, *self.kind.options)
+        program = build(folder, self.kind.program)
         self.descriptor = os.memfd_create("hetmemd-report")
         os.truncate(self.descriptor, mmap.PAGESIZE)
         arguments = (str(self.descriptor),) if name == "thirtytwo" else self.kind.arguments
@@ -54,7 +55,14 @@ class Victim:
             descriptors=(self.descriptor,),
         )
         self.target.expect("ready")
-        self.watched = Watched(name, self.target.identity, self.descriptor, self.kind.is_dear)
+        self.watched = Watched(name, self.target.identity, self.descriptor, *self.traits)
+        if self.kind.is_stopped:
+            self.watched.stop()
+
+    @property
+    def traits(self) -> tuple[bool, bool, bool]:
+        """What `Watched` has to know of it."""
+        return self.kind.is_dear, self.kind.is_stopped, self.kind.is_killed
 
     def __enter__(self) -> Victim:
         return self
@@ -71,6 +79,8 @@ class Victim:
                 # A storm of signals may keep a thread from being called, but nothing that the dead left may.
                 if result.outcome is not Outcome.APPLIED and result.reason != "signals":
                     return f"at the end {result}"
+            if self.kind.is_stopped:
+                os.kill(self.target.pid, signal.SIGCONT)
             if self.kind.ends_by:
                 os.kill(self.target.pid, self.kind.ends_by)
             told = self.target.finish().strip()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import signal
 import struct
 import time
 from typing import NamedTuple
@@ -33,15 +35,22 @@ class Fare(NamedTuple):
 
 
 class Watched:
-    def __init__(self, name: str, identity: ProcessId, descriptor: int, is_dear: bool) -> None:
+    def __init__(
+        self, name: str, identity: ProcessId, descriptor: int, is_dear: bool, is_stopped: bool, is_killed: bool
+    ) -> None:
         """`descriptor` is the page in which it tells; it may be closed afterwards."""
         self.name = name
         self.identity = identity
         self.is_dear = is_dear
         """At work it takes a whole processor."""
+        self.is_stopped = is_stopped
+        """It is to stay stopped by SIGSTOP, but while it is looked at."""
+        self.is_killed = is_killed
+        """A tracer that dies at a call of it leaves it to a filter that kills."""
         self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
         self._busy = ctypes.addressof(ctypes.c_char.from_buffer(self._page, _BUSY))
         self._seen: list[Fare] = []
+        self._stopped_with = self.fares()
         self._interrupted = 0
 
     @property
@@ -85,9 +94,39 @@ class Watched:
         """Whether each thread has looked at itself since `remember`: once to end what it was at, and once anew."""
         return all(now.checks >= then.checks + 2 for now, then in zip(self.fares(), self._seen, strict=False))
 
+    def stop(self) -> None:
+        """By SIGSTOP, and wait until it is."""
+        os.kill(self.identity.pid, signal.SIGSTOP)
+        self._wait_stopped(time.monotonic() + HANG)
+        self._stopped_with = self.fares()
+
+    def _wait_stopped(self, end: float) -> bool:
+        """Whether all threads are, in time."""
+        while any(procfs.stat(ROOT, self.identity.pid, tid).state != "T" for tid in self.tids()):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+        return True
+
     def harm(self, wait_seconds: float = HANG) -> str:
-        """What is wrong with it, empty where nothing is; waits until every thread has got on since `remember`."""
+        """What is wrong with it, empty where nothing is; waits until every thread has got on since `remember`.
+
+        One that is to be stopped goes on for that long, and has to have been stopped all the time until now.
+        """
         end = time.monotonic() + wait_seconds
+        if not self.is_stopped:
+            return self._harm(end)
+        if not self.is_alive():
+            return "it died"
+        if not self._wait_stopped(end) or self.fares() != self._stopped_with:
+            return f"it did not stay stopped: {self.fares()}, and was {self._stopped_with}"
+        os.kill(self.identity.pid, signal.SIGCONT)
+        if harm := self._harm(end):
+            return harm
+        self.stop()
+        return ""
+
+    def _harm(self, end: float) -> str:
         while True:
             if not self.is_alive():
                 return "it died"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine import reports
 from tests.machine.daemon import Daemon, Group, fresh_path
 from tests.machine.eyes.harness import OwnCgroup
-from tests.machine.real_program import Pressure, reports
+from tests.machine.real_program import Pressure
 from tests.machine.remote_target import Acting, build
 from tests.machine.trap import Trap
 
@@ -92,7 +93,7 @@ def pressure(request: pytest.FixtureRequest, serving: Daemon, tmp_path: Path) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if reports:
-        terminalreporter.section("real programs under injection")
-        for line in reports:
+    for title, lines in reports.sections.items():
+        terminalreporter.section(title)
+        for line in lines:
             terminalreporter.line(line)

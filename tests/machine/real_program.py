@@ -14,7 +14,7 @@ import pytest
 
 from hetmemd.kernel import cgroupfs, libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
-from tests.machine import programs
+from tests.machine import programs, reports
 from tests.machine.daemon import Daemon, Group, eventually, policy
 from tests.machine.remote_target import NODE0, ROOT, Target
 
@@ -34,9 +34,6 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/mnt LC_ALL=C.UTF-8 \
     chroot --userspec="$user:$user" "$0" /bin/sh -c 'cd /mnt && exec "$@"' sh "$@"
 """
 _JOIN = 'echo 0 >"$0" && exec "$@"'
-
-reports: list[str] = []
-"""What was done to which program, for the end of the test run."""
 
 
 def command(folder: Path, words: Sequence[str | Path], user: int = 0) -> list[str]:
@@ -143,5 +140,6 @@ class Pressure:
             for (name, labels), count in sorted(gained.items(), key=str)
             if name == "application_failures_total" and count
         ]
-        reports.append(f"{self.name}: {stops:.0f} threads called; " + (", ".join(failures) or "none left out"))
+        what = ", ".join(failures) or "none left out"
+        reports.note("real programs under injection", f"{self.name}: {stops:.0f} threads called; {what}")
         assert stops > 0

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns import kills, sabotage
-from tests.campaigns.tally import RANDOM, State, Tally, by_call, digest
-from tests.campaigns.victims import Victim
+from tests.campaigns.tally import RANDOM, State, Tally, by_call, digest, summary
+from tests.campaigns.victims import KINDS, Victim
+from tests.machine import reports
 
 pytestmark = pytest.mark.root
 
@@ -25,10 +26,24 @@ def test_killing_the_tracer_harms_nobody(tmp_path: Path) -> None:
     tally = Tally.from_json(json.loads(state.read_text())["tally"])
     total = by_call(tally.kills)
     assert total.keys() >= ALWAYS | RUNNING | {f"many {step}" for step in ALWAYS}
-    assert min(total.values()) >= 1
-    assert min(count for call, count in total.items() if call in ALWAYS) >= 10
-    assert tally.kills[RANDOM] > 5
+    assert min(total.values()) >= 10
+    assert {where.partition(":")[0] for where in tally.where} == set(KINDS)
     assert tally.injections > 400
+    reports.note("tracers killed", summary(tally)[-1])
+
+
+def test_killing_the_tracer_at_random_harms_nobody(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    asked = ["--rounds", "1000", "--at-random", "1", "--seed", "5"]
+    assert kills.main([*asked, "--state", str(state)]) == 0
+    tally = Tally.from_json(json.loads(state.read_text())["tally"])
+    assert tally.kills.keys() == {RANDOM}
+    assert tally.kills[RANDOM] >= 1000
+    # Not between two acts only, where there is nothing to harm.
+    assert tally.amid >= 250
+    assert tally.injections > 1000
+    line = f"at random {tally.kills[RANDOM]}, {tally.amid} of them amid an act, {tally.injections} whole injections"
+    reports.note("tracers killed", line)
 
 
 def test_a_campaign_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
 /*
  * Every register, the flags, the red zone, thread pointers, and all vector and control registers, checked all the time.
- *     exact spin|syscall [confined]     prints `ready`; at SIGTERM prints `rounds N bad N short N interrupted N`
+ *     exact spin|syscall [confined|killed]     prints `ready`; at SIGTERM prints `rounds N bad N short N interrupted N`
  * `spin` is interrupted between two of its own instructions; `syscall` in waits of 2 ms, each kind in turn, which must
  * give the result that they have undisturbed, and not too soon. Those that the kernel itself ends with EINTR at any stop,
- * even one by SIGSTOP (signal(7)), count as `interrupted` then. `confined`: its seccomp filter forbids set_mempolicy.
+ * even one by SIGSTOP (signal(7)), count as `interrupted` then. `confined`: its seccomp filter forbids set_mempolicy and mbind; `killed`: it kills for them.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -275,12 +275,13 @@ static void prepare_registers(void)
     NEED(syscall(SYS_arch_prctl, ARCH_SET_GS, &held[15]));
 }
 
-static void confine(void)
+static void confine(unsigned action)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_mempolicy, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_set_mempolicy, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mbind, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, action),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof code / sizeof *code, code};
@@ -299,7 +300,7 @@ int main(int count, char **arguments)
     prepare_registers();
     prepare_waits();
     if (count > 2)
-        confine();
+        confine(strcmp(arguments[2], "killed") ? SECCOMP_RET_ERRNO | EPERM : SECCOMP_RET_KILL_PROCESS);
     say("ready");
     while (!stopped) {
         double took = NAP;
