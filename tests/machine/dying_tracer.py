@@ -1,4 +1,5 @@
-"""A tracer that dies by SIGKILL at a certain step of an act, so that every step can be shown to be safe.
+"""A tracer that dies by SIGKILL at a certain step of an act, so that every step can be shown to be safe; or that halts
+there; or sees to it that just then its target is sent a signal.
 
 Run as a program in place of the real tracer process; `make` gives a client that does. Steps are counted from 0: before
 and after each system call that has to do with the tracee, beginning with PTRACE_SEIZE.
@@ -16,20 +17,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hetmemd.remote.client import Tracer
 
+_TKILL = 200  # arch/x86/entry/syscalls/syscall_64.tbl
+
 STEPS = 42
 """Of an act on a spinning thread: seize, interrupt, wait, get, dispatch, rseq and its content, options, write, peek,
 set, resume, wait, get, resume, wait, get, set, zero, detach, clock; each before and after. A blocked thread is not
 asked for its rseq, which are 4 steps less."""
 
+SEIZED, STOPPED, SENT = 1, 6, 20
+"""Of these: it is seized; it has stopped; it is on its way into the stub."""
 
-def make(die_at: int, by: signal.Signals = signal.SIGKILL, limit_seconds: float = 20.0) -> Tracer:
-    """A `Tracer` whose process dies at step `die_at` of each act that gets so far, or hangs there, by SIGSTOP."""
+
+def make(step: int, number: int = signal.SIGKILL, limit_seconds: float = 20.0, thread: int = 0) -> Tracer:
+    """A `Tracer` whose process dies at this step of the first act that gets so far, or halts there, by SIGSTOP.
+
+    With `thread`, the signal is sent to that thread instead, in every act that gets so far.
+    """
     from hetmemd.kernel.root import Root
     from hetmemd.remote.client import Tracer
 
     class DyingTracer(Tracer):
         def _command(self) -> list[str]:
-            return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(die_at), str(int(by))]
+            return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(step), str(int(number)), str(thread)]
 
     return DyingTracer(Root(), limit_seconds)
 
@@ -45,6 +54,8 @@ def install(reached: Callable[[int], None]) -> None:
     def counted(function: Callable[..., Any], begins: bool = False) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal step
+            if begins and arguments[0] == os.getpid():
+                return function(*arguments)  # no act: to see what it may, when it starts
             step = 0 if begins else step + 1
             reached(step)
             result = function(*arguments, **named)
@@ -78,13 +89,20 @@ def install(reached: Callable[[int], None]) -> None:
 
 
 def _main() -> None:
-    die_at, by, parent, descriptor, board, daemon, prefix, limit = sys.argv[1:]
+    wanted, number, thread, parent, descriptor, board, daemon, prefix, limit = sys.argv[1:]
     sys.path.insert(0, parent)
+    from hetmemd.kernel import libc
     from hetmemd.remote import process
 
+    is_due = True
+
     def reached(step: int) -> None:
-        if step == int(die_at):
-            os.kill(os.getpid(), int(by))
+        nonlocal is_due
+        if step == int(wanted) and int(thread):
+            libc.syscall(_TKILL, int(thread), int(number))
+        elif step == int(wanted) and is_due:
+            is_due = False
+            os.kill(os.getpid(), int(number))
 
     install(reached)
     process.main(int(descriptor), int(board), int(daemon), prefix, float(limit))

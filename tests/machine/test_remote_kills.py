@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns import kills, sabotage
+from tests.campaigns.rounds import survivable
 from tests.campaigns.tally import RANDOM, State, Tally, by_call, digest, summary
 from tests.campaigns.victims import KINDS, Victim
 from tests.machine import reports
@@ -44,6 +45,14 @@ def test_killing_the_tracer_at_random_harms_nobody(tmp_path: Path) -> None:
     assert tally.injections > 1000
     line = f"at random {tally.kills[RANDOM]}, {tally.amid} of them amid an act, {tally.injections} whole injections"
     reports.note("tracers killed", line)
+
+
+def test_where_no_tracer_of_a_program_that_its_filter_kills_dies() -> None:
+    sent = ["after set 1", "before resume 1", "after resume 1", "before wait 2"]
+    called = ["after wait 2", "before resume 2", "after resume 2", "before wait 3"]
+    before, after = ["before seize 1", "before set 1"], ["after wait 3", "before set 2", "after detach 1"]
+    assert survivable([*before, *sent, *called, *after]) == [*before, *after]
+    assert survivable(before) == before
 
 
 def test_a_campaign_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,9 +76,11 @@ def test_thousands_of_calls_in_many_stops(built: Built, acting: Acting, kind: st
 
 def test_a_thread_that_ends_amid_the_calls_is_succeeded_by_another(built: Built, acting: Acting) -> None:
     count = 5000
-    with regions(built, count, "read") as some:
+    # It ends between the stops, in which its own first calls were made.
+    with regions(built, count, "end") as some:
         result = acting.bind(some.target, alternating(some, count), [some.tid, some.target.pid])
-        assert not Path(f"/proc/{some.tid}").exists(), "it lived for too long for this test"
+        assert not Path(f"/proc/{some.tid}").exists()
+        assert len(result.pauses_ns) >= 2
         assert (result.outcome, result.errnos) == (Outcome.APPLIED, (0,) * count)
         # With nobody to succeed it there are results up to its end.
         assert acting.bind(some.target, alternating(some, 3), [some.tid]) == RegionsResult(

@@ -5,11 +5,11 @@ Each is first given a policy by the daemon and gives it back, then called again 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +17,19 @@ import pytest
 
 from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.remote.act import ATTEMPTS
 from hetmemd.remote.result import Outcome
+from tests.machine import dying_tracer
 from tests.machine.daemon import Daemon, Group, eventually, fresh_path
 from tests.machine.remote_target import ALTERNATING, INTERLEAVE, ROOT, Acting, Target, numbers, wait_until
 from tests.machine.trap import GIVEN, Trap
 
-pytestmark = pytest.mark.root
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lab,
+    pytest.mark.lab(kernel="6.1"),
+    pytest.mark.lab(kernel="newest", topology="two-sockets"),
+]
 
 Built = Callable[..., Path]
 
@@ -37,20 +44,28 @@ def test_signals_that_are_queued(built: Built, trap: Trap, acting: Acting) -> No
             if result.outcome is Outcome.GONE:
                 break
             applied += result.outcome is Outcome.APPLIED
-            assert result.outcome is Outcome.APPLIED or result.reason == "signals", result
+            # It ends when it has them all, and what is said of it then does not matter.
+            assert result.outcome is Outcome.APPLIED or result.reason == "signals" or target.state() == "Z", result
         told = numbers(target.finish())
     assert applied > 100
     assert told == {"received": total, "misordered": 0, "miscoded": 0, "leaked": 0}
 
 
-def test_a_storm_of_signals(built: Built, trap: Trap) -> None:
+@pytest.mark.parametrize("kind", ["spin", "wait"])
+def test_a_storm_of_signals(built: Built, trap: Trap, acting: Acting, kind: str) -> None:
     """Whenever the thread is stopped, a signal arrives before it can be called, and it is let go for that."""
-    with Target([built("storm")]) as target:
+    with Target([built("storm"), kind]) as target:
         target.expect("ready")
-        wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 2)
-        trap.catches(target.pid, Outcome.DEFERRED, "signals")
+        if kind == "wait":
+            target.wait_blocked()
+        stopped = dying_tracer.STOPPED
+        with contextlib.closing(dying_tracer.make(stopped, signal.SIGRTMIN, thread=target.pid)) as tracer:
+            result = acting.with_tracer(tracer).one(target, INTERLEAVE)
+        assert (result.outcome, result.reason) == (Outcome.DEFERRED, "signals")
         assert target.policy() == DEFAULT
-        assert target.finish() == "alive\n"
+        assert trap.failures(result.outcome, result.reason) >= 0
+        trap.serves(target)
+        assert numbers(target.finish()) == {"received": ATTEMPTS}
 
 
 def test_restartable_sequences(built: Built, trap: Trap, acting: Acting) -> None:
@@ -134,8 +149,7 @@ def test_syscall_user_dispatch(built: Built, trap: Trap, acting: Acting) -> None
 
 
 def test_32_bit_programs(built: Built, trap: Trap, acting: Acting) -> None:
-    options = ("-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-stack-protector")
-    with Target([built("thirtytwo", *options)]) as target:
+    with Target([built("thirtytwo")]) as target:
         target.expect("ready")
         trap.serves(target)
         assert acting.alternate(target, 200) > 150
@@ -144,7 +158,7 @@ def test_32_bit_programs(built: Built, trap: Trap, acting: Acting) -> None:
 
 
 def test_a_64_bit_program_in_32_bit_code(built: Built, trap: Trap, acting: Acting) -> None:
-    with Target([built("compat", "-pthread", "-fno-pie", "-no-pie")]) as target:
+    with Target([built("compat")]) as target:
         target.expect("ready")
         wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 2)
         trap.catches(target.pid, Outcome.UNSTEERABLE, "compat")
@@ -156,7 +170,7 @@ def test_a_64_bit_program_in_32_bit_code(built: Built, trap: Trap, acting: Actin
 
 
 def test_static_programs(built: Built, trap: Trap, acting: Acting) -> None:
-    with Target([built("family", "-static", "-pthread"), "threads", "3"]) as target:
+    with Target([built("family", "-static"), "threads", "3"]) as target:
         target.expect("ready")
         trap.serves(target)
         assert acting.alternate(target, 20) == 20
@@ -184,35 +198,6 @@ def test_pid_namespaces(built: Built, trap: Trap) -> None:
         assert target.finish() == "disturbed 0\n"
 
 
-@pytest.mark.parametrize("prefix", [(), ("setarch", "-R")], ids=["", "same-addresses"])
-def test_chains_of_exec(built: Built, trap: Trap, prefix: tuple[str, ...]) -> None:
-    """Another thread executes the next program while one is held.
-
-    With addresses that do not change, an open memory file of the last program fits the next one all too well.
-    """
-    end = time.monotonic() + 60
-    with Acting(limit_seconds=1.0) as acting, Target([*prefix, built("family"), "exec", "150"]) as target:
-        target.expect("ready")
-        identity = target.identity
-        for turn in itertools.count():
-            assert time.monotonic() < end
-            for result in acting.apply(identity, ALTERNATING[turn % 2]):
-                assert result.outcome in (Outcome.APPLIED, Outcome.GONE, Outcome.DEFERRED), result
-                if result.outcome is Outcome.GONE:
-                    assert trap.failures(result.outcome, result.reason) >= 0
-            if procfs.status(ROOT, target.pid)["Threads"] == "1" and is_last(target):
-                break
-        target.expect("done")
-        assert {result.outcome for result in acting.apply(identity, DEFAULT)} == {Outcome.APPLIED}
-        trap.serves(target)
-        target.finish()
-
-
-def is_last(target: Target) -> bool:
-    # Empty amid an exec.
-    return ROOT.read_bytes(f"/proc/{target.pid}/cmdline").split(b"\0")[2:3] == [b"0"]
-
-
 def test_a_thousand_threads_that_come_and_go(built: Built, trap: Trap) -> None:
     with Target([built("family"), "crowd", "1000"]) as target:
         target.expect("ready")
@@ -238,8 +223,9 @@ def test_a_vdso_without_room(built: Built, trap: Trap) -> None:
         target.expect("ready")
         base, _ = vdso.address(ROOT.read_bytes(f"/proc/{target.pid}/auxv"))
         fd = os.open(f"/proc/{target.pid}/mem", os.O_RDWR)
-        os.pwrite(fd, b"mine", base + 8192 - 64)
+        place = vdso.describe(base, os.pread(fd, vdso.PAGE, base)).padding.stop - 64
+        os.pwrite(fd, b"mine", place)
         trap.catches(target.pid, Outcome.UNSTEERABLE, "vdso")
-        assert os.pread(fd, 4, base + 8192 - 64) == b"mine"
+        assert os.pread(fd, 4, place) == b"mine"
         os.close(fd)
         assert target.finish() == "alive\n"

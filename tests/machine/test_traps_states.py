@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +16,17 @@ import pytest
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.result import Outcome
-from tests.machine import dying_tracer
+from tests.machine.dying_tracer import SEIZED
+from tests.machine.halted import Halted
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
-pytestmark = pytest.mark.root
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.lab,
+    pytest.mark.lab(kernel="6.1"),
+    pytest.mark.lab(kernel="newest", topology="two-sockets"),
+]
 
 Built = Callable[..., Path]
 
@@ -80,26 +85,19 @@ def test_frozen_between_the_look_and_the_act(built: Built, trap: Trap, kind: str
     """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
     trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
     command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
-    with Target(command) as target:
+    with Target(command) as target, Acting() as acting:
         target.expect("ready")
         target.wait_blocked()
         trap.cgroup.take(target.pid)
-        tracer = dying_tracer.make(2, signal.SIGSTOP, limit_seconds=2.0)
-        results = []
-        with Acting() as acting, contextlib.closing(tracer):
-            act = threading.Thread(target=lambda: results.append(acting.with_tracer(tracer).one(target, BIND)))
-            act.start()
-            wait_until(lambda: bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T")
-            freeze(trap.cgroup.folder, True)
-            os.kill(tracer.pid or 0, signal.SIGCONT)
-            act.join()
-            assert [(result.outcome, result.reason) for result in results] == [(Outcome.DEFERRED, "timeout")]
-            assert results[0].stops == 1
-            assert tracer.restarts == 0
-            freeze(trap.cgroup.folder, False)
-            # As if nothing had been, and it can be called as before.
-            assert target.policy() == DEFAULT
-            assert acting.one(target, BIND).outcome is Outcome.APPLIED
+        halted = Halted(target, target.pid, SEIZED, limit=2.0)
+        freeze(trap.cgroup.folder, True)
+        assert halted.is_halted()
+        halted.go_on()
+        assert halted.said() == (Outcome.DEFERRED, "timeout")
+        freeze(trap.cgroup.folder, False)
+        # As if nothing had been, and it can be called as before.
+        assert target.policy() == DEFAULT
+        assert acting.one(target, BIND).outcome is Outcome.APPLIED
         assert target.finish() == "alive\n"
 
 
@@ -121,15 +119,36 @@ def freezer() -> Iterator[Path]:
         path.rmdir()
 
 
+def freeze_v1(folder: Path, pid: int) -> None:
+    (folder / "cgroup.procs").write_text(str(pid))
+    (folder / "freezer.state").write_text("FROZEN")
+    wait_until(lambda: (folder / "freezer.state").read_text() == "FROZEN\n")
+
+
+def thaw_v1(folder: Path, pid: int) -> None:
+    (folder / "freezer.state").write_text("THAWED")
+    (folder.parent / "cgroup.procs").write_text(str(pid))
+
+
 def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None:
-    (freezer / "cgroup.procs").write_text(str(reading.pid))
-    (freezer / "freezer.state").write_text("FROZEN")
-    wait_until(lambda: (freezer / "freezer.state").read_text() == "FROZEN\n")
+    freeze_v1(freezer, reading.pid)
     trap.catches(reading.pid, Outcome.DEFERRED, "uninterruptible")
     assert reading.policy() == DEFAULT
-    (freezer / "freezer.state").write_text("THAWED")
+    thaw_v1(freezer, reading.pid)
     trap.lets_go(reading.pid)
-    (freezer.parent / "cgroup.procs").write_text(str(reading.pid))
+
+
+def test_frozen_by_cgroup_v1_between_the_look_and_the_act(reading: Target, freezer: Path) -> None:
+    """It never stops, and so nothing is done to it: the tracer is killed for that."""
+    halted = Halted(reading, reading.pid, SEIZED, limit=2.0)
+    freeze_v1(freezer, reading.pid)
+    assert halted.is_halted()
+    halted.go_on()
+    assert halted.said() == (Outcome.DEFERRED, "timeout")
+    thaw_v1(freezer, reading.pid)
+    assert reading.policy() == DEFAULT
+    with Acting() as acting:
+        assert acting.one(reading, BIND).outcome is Outcome.APPLIED
 
 
 def test_zombies(trap: Trap) -> None:

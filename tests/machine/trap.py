@@ -17,7 +17,7 @@ class Trap:
     def __init__(self, daemon: Daemon, group: Group) -> None:
         """A policy holds for every cgroup right below `group`; tasks are taken into one of them."""
         self.daemon = daemon
-        self._file = daemon.drop("50-trap.toml", policy(f"{group.path}/*"))
+        self._file = daemon.drop("50-trap.toml", policy(f"{group.path}/*", nodes="0"))
         self.cgroup = Group(f"{group.path}/trap")
 
     def remove(self) -> None:

@@ -5,6 +5,7 @@
  *     family crowd N       N threads, each for half a second, and another one in its place     `made N failed N`
  *     family forks         children, made and waited for          `made N failed N`
  *     family exec N        N programs in a row, each started by a thread that is not the leader    `done`
+ *     family replace leader|thread   a thread asleep; at a line of input that thread executes `family read`
  *     family leader        the leader is dead, a thread lives     `alive`
  *     family vfork         a child in the parent's memory: prints its pid          `alive`
  *     family clone_vm      likewise, while the parent goes on                      `alive`
@@ -180,6 +181,27 @@ static int exec(int is_first)
         pause();
 }
 
+static void *replacing(void *unused)
+{
+    char byte;
+    (void)unused;
+    NEED(read(0, &byte, 1));
+    execl("/proc/self/exe", own[0], "read", NULL);
+    perror("execl");
+    exit(99);
+}
+
+static int replace(int by_thread)
+{
+    start(asleep, NULL);
+    if (by_thread)
+        start(replacing, NULL);
+    say("ready");
+    if (!by_thread)
+        replacing(NULL);
+    return pause();
+}
+
 static void *surviving(void *unused)
 {
     (void)unused;
@@ -257,6 +279,8 @@ int main(int count, char **arguments)
         return forks();
     if (!strcmp(kind, "exec") && count >= 3)
         return exec(count == 3);
+    if (!strcmp(kind, "replace") && count == 3)
+        return replace(!strcmp(arguments[2], "thread"));
     if (!strcmp(kind, "leader"))
         return leader();
     if (!strcmp(kind, "vfork"))

@@ -1,8 +1,8 @@
 /*
  * A process with many regions to be.
- *     regions PAGES read|spin|alarms     prints `ready ADDRESS TID`; at the end of input `intact N` of PAGES pages
- * The leader blocks in a read; the thread TID sleeps for 50 ms and then ends (`read`), spins, or spins under a signal
- * every 200 us.
+ *     regions PAGES end|spin|alarms     prints `ready ADDRESS TID`; at the end of input `intact N` of PAGES pages
+ * The leader blocks in a read; the thread TID sleeps until the first page has a policy of its own, and then ends (`end`),
+ * spins, or spins under a signal every 200 us.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -17,6 +17,7 @@ enum { PAGE = 4096 };
 
 static volatile int tid, finished;
 static const char *kind;
+static uint64_t *area;
 
 static void nothing(int number)
 {
@@ -26,9 +27,12 @@ static void nothing(int number)
 static void *other(void *unused)
 {
     tid = (int)syscall(SYS_gettid);
-    if (!strcmp(kind, "read")) {
-        struct timespec nap = seconds(0.05);
-        nanosleep(&nap, NULL);
+    if (!strcmp(kind, "end")) {
+        int mode = 0;
+        while (!mode) {
+            usleep(200);
+            NEED(syscall(SYS_get_mempolicy, &mode, NULL, 0, area, 2 /* MPOL_F_ADDR */));
+        }
         return unused;
     }
     if (!strcmp(kind, "alarms")) {
@@ -50,7 +54,7 @@ int main(int count, char **arguments)
         return 2;
     long pages = atol(arguments[1]), intact = 0;
     kind = arguments[2];
-    uint64_t *area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         return 99;
     for (long i = 0; i < pages; i++)
