@@ -44,6 +44,9 @@ _CHEAPLY = 0.8
 _USUAL = 0.3
 """Of the acts on a victim: a step that fewer come by is not worth waiting for. Deaths at random come by those too."""
 
+_OF_A_CALL = frozenset({"set", "resume", "wait", "get"})
+"""Steps that every further call in a stop has once more."""
+
 _HARMLESS = frozenset({"signals", "stub", "short-io", "uninterruptible"})
 """Reasons to leave a victim alone for now."""
 
@@ -214,11 +217,17 @@ class Rounds:
 
 
 def survivable(steps: Sequence[str]) -> list[str]:
-    """Without those from where the thread is sent for its first call to where the last one is over."""
-    if "after set 1" not in steps:
-        return list(steps)
-    last = max(index for index, step in enumerate(steps) if step.startswith("after wait"))
-    return [*steps[: steps.index("after set 1")], *steps[last:]]
+    """Without those that may lie between sending the thread for its first call and the end of the last one.
+
+    How many calls there is time for is different from act to act, and so is where the later ones of these steps lie.
+    """
+    sent = steps.index("after set 1") if "after set 1" in steps else len(steps)
+    left = []
+    for index, step in enumerate(steps):
+        _, name, number = step.split()
+        if name not in _OF_A_CALL or (index < sent and number == "1"):
+            left.append(step)
+    return left
 
 
 def usual_steps(seen: Mapping[str, Mapping[str, int]], wanted: Sequence[str] = ()) -> dict[str, list[str]]:
