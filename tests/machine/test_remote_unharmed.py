@@ -12,7 +12,9 @@ import pytest
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.remote.result import Outcome
+from tests.machine.daemon import eventually
 from tests.machine.remote_target import ALTERNATING, INTERLEAVE, NODE0, ROOT, Acting, Target, numbers, wait_until
+from tests.machine.trap import GIVEN, Trap
 
 pytestmark = pytest.mark.root
 
@@ -114,4 +116,23 @@ def test_children_that_are_made_and_waited_for(built: Built, acting: Acting) -> 
             assert {result.outcome for result in results} <= {Outcome.APPLIED, Outcome.DEFERRED}
         told = numbers(target.finish())
     assert told["made"] > 0
+    assert told["failed"] == 0
+
+
+def test_a_thousand_threads_that_come_and_go(built: Built, trap: Trap) -> None:
+    with Target([built("family"), "crowd", "1000"]) as target:
+        target.expect("ready")
+        trap.cgroup.take(target.pid)
+        eventually("all have it", lambda: target.policies() == {GIVEN})
+        # It lasts: whoever is new was made by somebody who has it.
+        for _ in range(3):
+            assert target.policies() == {GIVEN}
+        # There may be new ones each time it looks.
+        # And the last look may have begun before they had it.
+        assert trap.task(target.pid)[1] in ("", "new-threads", "slow-to-read", "changed-again", "not-yet")
+        assert trap.policies(target.pid) == {str(GIVEN)}
+        trap.cgroup.leave(target.pid)
+        eventually("all give it back", lambda: target.policies() == {DEFAULT})
+        told = numbers(target.finish())
+    assert told["made"] > 1000
     assert told["failed"] == 0

@@ -20,7 +20,7 @@ from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.act import ATTEMPTS
 from hetmemd.remote.result import Outcome
 from tests.machine import dying_tracer
-from tests.machine.daemon import Daemon, Group, eventually, fresh_path
+from tests.machine.daemon import Daemon, Group, fresh_path
 from tests.machine.remote_target import ALTERNATING, INTERLEAVE, ROOT, Acting, Target, numbers, wait_until
 from tests.machine.trap import GIVEN, Trap
 
@@ -196,25 +196,6 @@ def test_pid_namespaces(built: Built, trap: Trap) -> None:
         trap.serves(target, inner)
         assert target.policy() == DEFAULT
         assert target.finish() == "disturbed 0\n"
-
-
-def test_a_thousand_threads_that_come_and_go(built: Built, trap: Trap) -> None:
-    with Target([built("family"), "crowd", "1000"]) as target:
-        target.expect("ready")
-        trap.cgroup.take(target.pid)
-        eventually("all have it", lambda: target.policies() == {GIVEN})
-        # It lasts: whoever is new was made by somebody who has it.
-        for _ in range(3):
-            assert target.policies() == {GIVEN}
-        # There may be new ones each time it looks.
-        # And the last look may have begun before they had it.
-        assert trap.task(target.pid)[1] in ("", "new-threads", "slow-to-read", "changed-again", "not-yet")
-        assert trap.policies(target.pid) == {str(GIVEN)}
-        trap.cgroup.leave(target.pid)
-        eventually("all give it back", lambda: target.policies() == {DEFAULT})
-        told = numbers(target.finish())
-    assert told["made"] > 1000
-    assert told["failed"] == 0
 
 
 def test_a_vdso_without_room(built: Built, trap: Trap) -> None:
