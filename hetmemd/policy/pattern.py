@@ -13,12 +13,10 @@ from hetmemd.policy.faults import shown
 
 LONGEST = 4096
 """PATH_MAX (include/uapi/linux/limits.h)."""
-_GLOB = re.compile(r"[*?\[]")
-_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
-
-
 START = 1
 """The state of `Pattern.step` at the root."""
+_GLOB = re.compile(r"[*?\[]")
+_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
 """What a policy would meet on a machine: its cgroups and their cpusets, live or in a collected tree. Reads only.
 
-For `explain` and `check`, which ask without the daemon. A collected tree may lack any part.
+For `explain` and `check`, which ask without the daemon. A collected tree may lack any part; what is damaged is an
+`OSError` with the file's name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from hetmemd.kernel import cgroupfs, nodelist, procfs
 from hetmemd.kernel.root import Root
+from hetmemd.policy.faults import shown
 from hetmemd.policy.resolve import CgroupFacts
 
 _USUAL_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")  # hybrid and unified, as systemd mounts them
@@ -88,8 +91,15 @@ def _allowed(root: Root, folder: str) -> frozenset[int] | None:
 
 
 def _listed(root: Root, path: str) -> frozenset[int] | None:
-    """None where the file is not there, or a collected copy of it says nothing: both mean `as the parent`."""
+    """None where the file is not there, or a collected copy of it says nothing: both mean `as the parent`.
+
+    `OSError` where it says what no kernel says.
+    """
     try:
-        return nodelist.parse(root.read_text(path)) or None
-    except (OSError, ValueError):
+        text = root.read_text(path)
+    except OSError:
         return None
+    try:
+        return nodelist.parse(text) or None
+    except ValueError:
+        raise OSError(errno.EBADMSG, f"is no list of numbers: {shown(text[:40])}", root.name(path)) from None

@@ -162,3 +162,14 @@ def test_what_is_no_path_of_a_cgroup_is_refused(path: str, says: str) -> None:
         explain.cgroup_path(path)
     assert len(str(error.value)) < 500
     assert explain.cgroup_path("/a" * explain.MOST_LEVELS + "/") == "/a" * explain.MOST_LEVELS
+
+
+def test_a_cpuset_that_no_kernel_writes_is_an_error_with_its_file(tmp_path: Path) -> None:
+    root = collected(tmp_path)
+    cgroup(tmp_path, "/a/b")
+    (tmp_path / "sys/fs/cgroup/a/cpuset.mems.effective").write_bytes(b"\xff zz")
+    for path in ("/a", "/a/b"):
+        with pytest.raises(OSError) as error:
+            explain.offline(root, path)
+        assert error.value.filename == str(tmp_path / "sys/fs/cgroup/a/cpuset.mems.effective")
+    assert explain.offline(root, "/b")["state"] == "default"
