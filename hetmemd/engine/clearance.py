@@ -115,6 +115,8 @@ class Clearance:
         for region in found:
             if wanted is None:
                 break
+            if not region.page_size:
+                continue
             nodes = nodes_within(wanted, allowed) if wanted.mode.takes_nodes else allowed
             if region.page_size not in free:
                 free[region.page_size] = sum(self._free(node, region.page_size) for node in nodes)

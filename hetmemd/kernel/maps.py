@@ -90,3 +90,11 @@ def _whole(descriptor: int) -> bytes:
     while part := os.read(descriptor, 1 << 16):
         parts.append(part)
     return b"".join(parts)
+
+
+def page_size(root: Root, pid: int, mapping: Mapping) -> int:
+    """Bytes of a page of a hugetlb mapping, which numa_maps tells only where there is one: statfs(2) of its file.
+
+    `OSError`: EPERM without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, ENOENT where it is mapped no more.
+    """
+    return os.statvfs(root.name(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")).f_bsize

@@ -32,7 +32,8 @@ class Region:
     pages_by_node: Mapping[int, int]
     """In units of 4 KiB, hugetlb too."""
     page_size: int
-    """Bytes: of a hugetlb page, 4096 for all else, also for transparent huge pages."""
+    """Bytes: of a hugetlb page, 4096 for all else, also for transparent huge pages; 0 for one of hugetlb without pages
+    whose size the reader may not know."""
     is_shared: bool
     """A shared mapping (MAP_SHARED)."""
     mapmax: int
@@ -93,9 +94,10 @@ def read(root: Root, pid: int, tid: int | None = None, known_stacks: Iterable[Sp
             mapping, is_huge=line.huge, is_tmpfs=mapping.device in tmpfs, pages=sum(line.pages.values())
         )
         cut = classes.segments(mapping, kind, stacks)
+        size = _huge_page_size(root, pid, mapping, line) if line.huge else 4096
         largest = max(cut, key=lambda segment: segment.end - segment.start)
         for segment in cut:
-            found.append(_region(segment, mapping, line, task_policy, len(cut) > 1, segment is largest))
+            found.append(_region(segment, mapping, line, task_policy, size, len(cut) > 1, segment is largest))
     return with_runs(found)
 
 
@@ -117,6 +119,7 @@ def _region(
     mapping: maps.Mapping,
     line: numa_maps.Line,
     task_policy: Mempolicy | None,
+    page_size: int,
     is_part: bool,
     has_pages: bool,
 ) -> Region:
@@ -129,13 +132,22 @@ def _region(
         line.policy,
         line.policy != task_policy,
         {node: count * unit for node, count in line.pages.items()} if has_pages else {},
-        line.page_size if line.huge else 4096,
+        page_size,
         mapping.permissions.endswith("s"),
         line.mapmax,
         is_part,
         mapping.permissions,
         (mapping.device, mapping.inode),
     )
+
+
+def _huge_page_size(root: Root, pid: int, mapping: maps.Mapping, line: numa_maps.Line) -> int:
+    if line.pages:
+        return line.page_size
+    try:
+        return maps.page_size(root, pid, mapping)
+    except OSError:
+        return 0
 
 
 def stacks_in(found: Iterable[Region]) -> frozenset[Span]:

@@ -26,11 +26,18 @@ kept: list[object] = []
 found: dict[str, tuple[int, int]] = {}
 
 
-def add(name: str, descriptor: int, flags: int, protection: int = READ | WRITE, size: int = 4 * PAGE) -> None:
+def add(
+    name: str,
+    descriptor: int,
+    flags: int,
+    protection: int = READ | WRITE,
+    size: int = 4 * PAGE,
+    is_touched: bool = True,
+) -> None:
     if descriptor < 0:
         flags |= mmap.MAP_ANONYMOUS
     area = mmap.mmap(descriptor, size, flags, protection)
-    if protection & WRITE:
+    if protection & WRITE and is_touched:
         area[0] = 1
     kept.append(area)
     found[name] = (address(area), size)
@@ -100,6 +107,7 @@ def devices() -> None:
 
 def huge(folder: str) -> None:
     add("huge", -1, PRIVATE | 0x40000, size=HUGE)
+    add("huge-untouched", -1, PRIVATE | 0x40000, size=HUGE, is_touched=False)
     add("hugetlbfs", opened(f"{folder}/classes", HUGE), SHARED, size=HUGE)
 
 

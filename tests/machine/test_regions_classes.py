@@ -60,6 +60,7 @@ MAPPINGS = [
     ("aio", "special", False),
     ("mem", "special", False),
     ("huge", "hugetlb", True),
+    ("huge-untouched", "hugetlb", True),
     ("hugetlbfs", "hugetlb", True),
 ]
 
@@ -95,7 +96,7 @@ def mappings() -> Generator[Mappings, None, None]:
         )
         tmpfs, pool = Path(disk) / "tmpfs", Path(disk) / "huge"
         before = POOL.read_text()
-        # Two for the program, and two that are free: what could not be had at a page fault would be its end.
+        # For the program, and some that are free: what could not be had at a page fault would be its end.
         POOL.write_text(str(int(before) + 4))
         stack.callback(POOL.write_text, before)
         has_huge = int(POOL.read_text()) >= int(before) + 4

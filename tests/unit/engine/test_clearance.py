@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_huge_pages_where_there_are_as_many_free(
         folder.mkdir(parents=True)
         (folder / "free_hugepages").write_text(f"{count}\n")
     assert clearance(tmp_path).cleared(regions, BIND, NODES) == expected
+
+
+def test_huge_pages_of_a_size_that_is_not_known_are_left(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/devices/system/node/node1/hugepages/hugepages-2048kB"
+    folder.mkdir(parents=True)
+    (folder / "free_hugepages").write_text("100\n")
+    known, unknown = huge(0, 1), replace(huge(HUGE * 8, 1), page_size=0)
+    assert clearance(tmp_path).cleared([unknown, known], BIND, NODES) == {0}
 
 
 def test_nothing_is_looked_at_that_the_policy_is_not_about(tmp_path: Path) -> None:
