@@ -36,7 +36,7 @@ class Clearance:
         self._asked = asked
         self._lock = threading.Lock()
         self._mappers: dict[Object, set[int]] = {}
-        self._code: set[Object] = set()
+        """Those of what nobody maps as code. Made anew by each reading: others may still be at the last one."""
         self._until = 0.0
 
     def cleared(self, found: Iterable[Region], asked: Asked, allowed: frozenset[int]) -> frozenset[int]:
@@ -45,7 +45,8 @@ class Clearance:
         huge = [region for region in found if region.kind == "hugetlb" and asked.of("hugetlb") is not None]
         starts = self.huge(huge, asked.of("hugetlb"), allowed)
         wishes: dict[int, Mempolicy | None] = {}
-        agreed = {region.start for region in self._mapped(shared) if self._agree(region, asked.of("shm"), wishes)}
+        wanted = asked.of("shm")
+        agreed = {region.start for region, pids in self._mapped(shared) if self._agree(pids, wanted, wishes)}
         return starts | agreed
 
     # -- shared memory
@@ -53,23 +54,19 @@ class Clearance:
     def alone(self, found: Iterable[Region], pid: int) -> frozenset[int]:
         """Starts of the regions of shared memory (of one process) that no other process maps. `OSError` as above."""
         mapped = self._mapped([region for region in found if region.kind == "shm"])
-        return frozenset(region.start for region in mapped if self._mappers[region.file] == {pid})
+        return frozenset(region.start for region, pids in mapped if pids == {pid})
 
-    def _mapped(self, shared: Sequence[Region]) -> list[Region]:
-        """Those of which it is known who maps them, and that nobody maps as code."""
+    def _mapped(self, shared: Sequence[Region]) -> list[tuple[Region, set[int]]]:
+        """With the processes that map it. Not of what it is not known who maps it, or what somebody maps as code."""
         if not shared:
             return []
         with self._lock:
-            self._read_mappers()
-        return [
-            region
-            for region in shared
-            if region.is_shared and self._mappers.get(region.file) and region.file not in self._code
-        ]
+            mappers = self._read_mappers()
+        return [(region, mappers[region.file]) for region in shared if region.is_shared and region.file in mappers]
 
-    def _agree(self, region: Region, wanted: Mempolicy | None, wishes: dict[int, Mempolicy | None]) -> bool:
+    def _agree(self, pids: Iterable[int], wanted: Mempolicy | None, wishes: dict[int, Mempolicy | None]) -> bool:
         """Whether all who map the object want this policy for it."""
-        for pid in self._mappers[region.file]:
+        for pid in pids:
             if pid not in wishes:
                 wishes[pid] = self._wish(pid)
             if wishes[pid] != wanted:
@@ -83,11 +80,12 @@ class Clearance:
             return None
         return self._asked(path).of("shm") if path else None
 
-    def _read_mappers(self) -> None:
+    def _read_mappers(self) -> dict[Object, set[int]]:
         began = time.monotonic()
         if began < self._until:
-            return
-        self._mappers, self._code = {}, set()
+            return self._mappers
+        mappers: dict[Object, set[int]] = {}
+        code: set[Object] = set()
         for pid in procfs.pids(self._root):
             try:
                 mappings = maps.read(self._root, pid)
@@ -95,15 +93,17 @@ class Clearance:
                 if libc.is_gone(error):
                     continue
                 # Without the right to look nobody knows who maps what: then nothing is cleared.
-                self._mappers = {}
+                mappers = {}
                 break
             for mapping in mappings:
                 if mapping.inode and mapping.permissions.endswith("s"):
                     what = (mapping.device, mapping.inode)
-                    self._mappers.setdefault(what, set()).add(pid)
+                    mappers.setdefault(what, set()).add(pid)
                     if "x" in mapping.permissions:
-                        self._code.add(what)
+                        code.add(what)
+        self._mappers = {what: pids for what, pids in mappers.items() if what not in code}
         self._until = time.monotonic() + max(KEPT, COST * (time.monotonic() - began))
+        return self._mappers
 
     # -- huge pages
 
