@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
+from hetmemd.kernel import libc
 from hetmemd.kernel.root import Root
 
 LOCK = "/run/hetmemd/lock"
@@ -35,16 +37,19 @@ def lock(root: Root) -> int:
 
 
 def holder(root: Root) -> int | None:
-    """The pid of who holds the lock now; None where nobody does."""
+    """The pid of who holds the lock, None where nobody does. It is not tried: a daemon that starts in that moment would
+    find it taken. `OSError` without the right to look."""
     try:
-        fd = os.open(root.path(LOCK), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(fd, 32, 0).strip()
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(fd)
+        text = root.read_bytes(LOCK).strip()
+        lock = root.path(LOCK).stat()
+        descriptors = os.listdir(root.name(f"/proc/{int(text)}/fd")) if text.isdigit() else []  # noqa: PTH208
+    except OSError as error:
+        if libc.is_gone(error):
+            return None
+        raise
+    for descriptor in descriptors:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(root.name(f"/proc/{int(text)}/fd/{descriptor}"))  # noqa: PTH116
+            if (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino):
+                return int(text)
     return None
