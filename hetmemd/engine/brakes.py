@@ -118,13 +118,19 @@ class Trials:
         if trial and process in trial.processes and trial.processes[process] is None:
             trial.processes[process] = at
 
-    def withdraw(self, policy: str, process: ProcessId) -> ProcessId | None:
-        """Nothing was done to this process after all: who takes its place, if anybody waits for one."""
+    def withdraw(self, policy: str, process: ProcessId) -> list[ProcessId]:
+        """Nothing was done to this process after all: who may ask again for its place. More than one, as they may have
+        changed their mind since; whoever comes too late waits again."""
         trial = self._running.get(policy)
         if trial is None or trial.processes.get(process, 0.0) is not None:
-            return None
+            return []
         del trial.processes[process]
-        return self._next(policy, trial)
+        asked = list(trial.waiting)[: self.most]
+        for each in asked:
+            del trial.waiting[each]
+        if not trial.processes and not trial.waiting:
+            del self._running[policy]
+        return asked
 
     def ended(self, process: ProcessId) -> None:
         """It is told that it ended, and of nothing bad."""
@@ -174,15 +180,6 @@ class Trials:
 
     def _is_over(self, policy: str) -> bool:
         return self.most == 0 or policy in self._tried
-
-    def _next(self, policy: str, trial: _Trial) -> ProcessId | None:
-        if trial.waiting:
-            first = next(iter(trial.waiting))
-            del trial.waiting[first]
-            return first
-        if not trial.processes:
-            del self._running[policy]
-        return None
 
 
 class Stops:

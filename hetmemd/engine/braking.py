@@ -222,7 +222,7 @@ class Brakes:
             self._ledger.acted(process, before, 0.0)
         else:
             self._ledger.forget_act(process)
-        if policy and (waiting := self._trials.withdraw(policy, process)):
+        for waiting in self._trials.withdraw(policy, process):
             self._look(waiting.pid)
 
     def _executable(self, process: ProcessId) -> Executable | None:

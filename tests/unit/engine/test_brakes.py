@@ -139,7 +139,7 @@ def test_what_is_over_was_had_for_its_time_by_one_that_is_known_to_be_well(
             assert not {each.pid for each in gone} & (has.keys() - told), "one that vanished is never passed over"
             return
         for _, each in unknown:
-            del has[each.pid]
+            has.pop(each.pid, None)
         if process(number) in gone or number in told:
             continue
         if what == "ends":
@@ -203,13 +203,24 @@ def test_a_process_to_which_nothing_was_done_gives_its_place_to_who_waits() -> N
     trials.begins(POLICY, process(1))
     assert not trials.admits(POLICY, process(2))
     assert not trials.admits(POLICY, process(3))
-    assert trials.withdraw(POLICY, process(1)) == process(2)
+    assert trials.withdraw(POLICY, process(1)) == [process(2)]
     assert gives(trials, POLICY, 2, 10.0)
-    assert trials.withdraw(POLICY, process(2)) is None, "it was given it: a later act that does nothing takes no place"
+    assert trials.withdraw(POLICY, process(2)) == [], "it was given it: a later act that does nothing takes no place"
     assert trials.failed(POLICY, process(2))
     trials.begins(POLICY, process(4))
-    assert trials.withdraw(POLICY, process(4)) is None
+    assert trials.withdraw(POLICY, process(4)) == []
     assert over(trials, 100.0) == []
+
+
+def test_who_waits_for_a_place_and_is_gone_keeps_nobody_waiting() -> None:
+    trials = Trials(most=2)
+    for number in (1, 2):
+        trials.begins(POLICY, process(number))
+    for number in (3, 4, 5):
+        assert not trials.admits(POLICY, process(number))
+    assert trials.withdraw(POLICY, process(1)) == [process(3), process(4)]
+    assert gives(trials, POLICY, 4, 1.0)
+    assert trials.withdraw(POLICY, process(2)) == [process(5)]
 
 
 def test_the_time_is_that_of_a_process_that_has_it() -> None:
