@@ -1,15 +1,21 @@
-"""How long a task that is moved into a cgroup is without its policy: from the write to the kernel's word.
+#!/usr/bin/env python3
+"""How long a task is without the policy that it should have: from the write to the kernel's word.
 
-Needs root and a running hetmemd (`systemctl start hetmemd`), which it treats as a user would: it drops a policy file
-and moves processes. The same write to a cgroup without a policy is timed beside it: that is what a move costs anyway.
+Needs root and a running hetmemd (`systemctl start hetmemd`), which it treats as a user would: it drops, changes, masks
+and removes a policy file, and moves processes. The same move to a cgroup without a policy is timed beside it: that is
+what a move costs anyway.
 
-    .venv/bin/python -m tests.bench.arrival [--rounds N] [--threads N] [--check]
+    .venv/bin/python -m tests.bench.arrival [--rounds N] [--threads N] [--processes N] [--check]
     tests/lab/run --service -- python3 -m tests.bench.arrival
+
+A policy that is new goes to a few processes first, and to the others after `first_seconds`: with --processes, what is
+timed is the last of so many processes, and where they are more than those few it is not held against anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -21,8 +27,10 @@ from pathlib import Path
 from tests.bench.figures import Figures
 
 CGROUP = "hetmemd-bench"
-POLICY = Path("/etc/hetmemd.d/99-hetmemd-bench.toml")
+NAME = "99-hetmemd-bench.toml"
 PATIENCE = 30.0
+FIRST = 4
+"""Processes that a new policy goes to at once, unless the settings say otherwise."""
 
 
 def mount() -> Path:
@@ -33,12 +41,30 @@ def mount() -> Path:
     sys.exit("no cgroup2 mount")
 
 
-def treated(pid: int) -> bool:
+def shows(pid: int, policy: bytes) -> bool:
+    """Whether all threads do."""
     for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
         with open(f"/proc/{pid}/task/{tid}/numa_maps", "rb", 0) as maps:
-            if b" interleave" not in maps.read(80):
+            if maps.read(80).split()[1].partition(b"=")[0] != policy:
                 return False
     return True
+
+
+def table(mode: str) -> str:
+    """A policy that moves no pages, each another one: what was tried once in a boot is not tried again."""
+    nodes = "" if mode == "local" else 'nodes = "all"\n'
+    fresh = f'min_age = "{next(_ages)}ms"\n'
+    return f'[[policy]]\ncgroup = "/{CGROUP}"\nmode = "{mode}"\n{nodes}existing = "leave"\n{fresh}'
+
+
+_ages = itertools.count(time.time_ns() // 1_000_000 % 1_000_000)
+
+
+def drop(path: Path, text: str) -> None:
+    """Complete at once, as an administrator's tools do it."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(text)
+    fresh.rename(path)
 
 
 def wait(done: Callable[[], bool]) -> None:
@@ -60,45 +86,96 @@ def sleeper(threads: int) -> subprocess.Popen[bytes]:
     return popen
 
 
+def timed(change: Callable[[], object], pids: list[int], policy: bytes) -> float:
+    """Seconds from the change until the kernel says so of all of them."""
+    begin = time.perf_counter()
+    change()
+    wait(lambda: all(shows(pid, policy) for pid in pids))
+    return time.perf_counter() - begin
+
+
+def tell(figures: Figures | None, what: str, times: list[float], more: str = "") -> None:
+    times = sorted(times)
+    p99 = times[min(len(times) - 1, int(len(times) * 0.99))]
+    said = f", of {len(times)}: median {statistics.median(times) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms{more}"
+    if figures:
+        figures.held(what, p99, said)
+    else:
+        print(what + said)
+
+
+def move(pids: list[int], folder: Path) -> None:
+    for pid in pids:
+        (folder / "cgroup.procs").write_text(str(pid))
+
+
+def moves(figures: Figures, rounds: int, pids: list[int], home: Path, plain: Path, file: Path) -> None:
+    drop(file, table("interleave"))
+    arrivals, bare = [], []
+    for number in range(rounds + 1):
+        begin = time.perf_counter()
+        move(pids, plain)
+        bare.append(time.perf_counter() - begin)
+        wait(lambda: all(shows(pid, b"default") for pid in pids))
+        arrivals.append(timed(lambda: move(pids, home), pids, b"interleave"))
+        if not number:  # the first waits for the file as well
+            arrivals.clear()
+    the_move = f"; the move itself {statistics.median(bare) * 1e3:.2f} ms"
+    tell(figures, "cgroup move to policy in force, p99 / 1 s", arrivals, the_move)
+    file.unlink()
+
+
+def changes(figures: Figures | None, rounds: int, pids: list[int], file: Path, weaker: Path) -> None:
+    """Each file as a user would handle it; `weaker` is a folder that `file`'s is stronger than."""
+    times: dict[str, list[float]] = {}
+
+    def time_of(what: str, policy: bytes, change: Callable[[], object]) -> None:
+        times.setdefault(what, []).append(timed(change, pids, policy))
+
+    other = weaker / NAME
+    other.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(rounds):
+        time_of("file dropped to policy in force, p99 / 1 s", b"interleave", lambda: drop(file, table("interleave")))
+        time_of("file changed to policy in force, p99 / 1 s", b"local", lambda: drop(file, table("local")))
+        time_of("file removed to policy gone, p99 / 1 s", b"default", file.unlink)
+        drop(other, table("interleave"))
+        wait(lambda: all(shows(pid, b"interleave") for pid in pids))
+        time_of("file masked to policy gone, p99 / 1 s", b"default", lambda: file.symlink_to("/dev/null"))
+        file.unlink()
+        wait(lambda: all(shows(pid, b"interleave") for pid in pids))
+        other.unlink()
+        wait(lambda: all(shows(pid, b"default") for pid in pids))
+    for what, found in times.items():
+        tell(figures, what, found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--root", type=Path, default=Path("/"), help="of the service, as its own --root")
     figures = Figures(parser)
     options = figures.options()
     home, plain = mount() / CGROUP, mount() / f"{CGROUP}-plain"
     for folder in (home, plain):
         folder.mkdir(exist_ok=True)
-    POLICY.parent.mkdir(exist_ok=True)
-    POLICY.write_text(f'[[policy]]\ncgroup = "/{CGROUP}"\nmode = "interleave"\nnodes = "all"\nexisting = "leave"\n')
-    arrivals, moves = [], []
-    popen = sleeper(options.threads)
+    file, weaker = options.root / "etc/hetmemd.d" / NAME, options.root / "run/hetmemd.d"
+    file.parent.mkdir(exist_ok=True)
+    processes = [sleeper(options.threads) for _ in range(options.processes)]
+    pids = [popen.pid for popen in processes]
+    print(f"until the policy is in force, {len(pids)} processes of {options.threads} threads:")
     try:
-        for number in range(options.rounds + 1):
-            begin = time.perf_counter()
-            (plain / "cgroup.procs").write_text(str(popen.pid))
-            moves.append(time.perf_counter() - begin)
-            wait(lambda: not treated(popen.pid))
-            begin = time.perf_counter()
-            (home / "cgroup.procs").write_text(str(popen.pid))
-            wait(lambda: treated(popen.pid))
-            if number:  # the first waits for the file as well
-                arrivals.append(time.perf_counter() - begin)
+        moves(figures, options.rounds, pids, home, plain, file)
+        changes(figures if len(pids) <= FIRST else None, options.rounds, pids, file, weaker)
     finally:
-        popen.kill()
-        popen.wait()
-        POLICY.unlink()
+        for popen in processes:
+            popen.kill()
+            popen.wait()
+        for path in (file, weaker / NAME):
+            path.unlink(missing_ok=True)
         for folder in (home, plain):
             folder.rmdir()
-    arrivals.sort()
-    median, p99 = statistics.median(arrivals), arrivals[min(len(arrivals) - 1, int(len(arrivals) * 0.99))]
-    bare = statistics.median(moves)
-    print(
-        f"cgroup move to policy in force, {options.threads} threads, {len(arrivals)} moves: "
-        f"median {median * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms; the move itself {bare * 1e3:.2f} ms, "
-        f"{median / bare:.1f} times as long"
-    )
-    figures.held("cgroup move to policy in force, p99 / 1 s", p99)
     figures.end()
 
 

@@ -27,6 +27,10 @@ LIMITS = {
     },
     "arrival": {
         "cgroup move to policy in force, p99 / 1 s": Limit(1.0),
+        "file dropped to policy in force, p99 / 1 s": Limit(1.0),
+        "file changed to policy in force, p99 / 1 s": Limit(1.0),
+        "file masked to policy gone, p99 / 1 s": Limit(1.0),
+        "file removed to policy gone, p99 / 1 s": Limit(1.0),
     },
     "events": {
         "processor time / C reader": Limit(3.0),
