@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hetmemd.kernel.procfs import Executable, ProcessId
 from hetmemd.policy.pattern import Pattern
@@ -84,6 +85,18 @@ class _Trial:
         return min((at for at in self.processes.values() if at is not None), default=None)
 
 
+class Finished(NamedTuple):
+    """Of trials, when their time is over."""
+
+    over: list[str]
+    """Policies that did no harm, once each."""
+    unknown: list[tuple[str, ProcessId]]
+    """Policies whose trial goes on, with a process of which nobody knows how it ended: it may have died of the policy.
+    Others may take its place."""
+    waiting: list[ProcessId]
+    """Who may ask again."""
+
+
 class Trials:
     """A new policy goes to a few processes first; after some seconds without harm, to all.
 
@@ -138,17 +151,17 @@ class Trials:
             if process in trial.processes:
                 trial.ended.add(process)
 
-    def finished(
-        self, at: float, is_gone: Callable[[ProcessId], bool]
-    ) -> tuple[list[str], list[tuple[str, ProcessId]]]:
-        """Policies whose trial is over without harm, once each; and those that go on, with a process of which nobody
-        knows how it ended: it may have died of the policy. Others may take its place."""
+    def finished(self, at: float, is_gone: Callable[[ProcessId], bool]) -> Finished:
+        """What came of the trials whose time is over."""
         over: list[str] = []
         unknown: list[tuple[str, ProcessId]] = []
+        waiting: list[ProcessId] = []
         for policy, trial in list(self._running.items()):
             since = trial.since()
             if since is None or at - since < self.seconds:
                 continue
+            waiting += trial.waiting
+            trial.waiting = {}
             lost = [process for process in trial.processes if process not in trial.ended and is_gone(process)]
             if not lost:
                 del self._running[policy]
@@ -163,7 +176,7 @@ class Trials:
             }
             if not trial.processes:
                 del self._running[policy]
-        return over, unknown
+        return Finished(over, unknown, waiting)
 
     def next_end(self) -> float | None:
         """When the first of the trials may end."""

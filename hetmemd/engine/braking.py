@@ -324,14 +324,14 @@ class Brakes:
 
     def _end_trials(self) -> None:
         self._timer = None
-        finished, unknown = self._trials.finished(time.monotonic(), self._is_ending)
-        for key in finished:
+        finished = self._trials.finished(time.monotonic(), self._is_ending)
+        for key in finished.over:
             self._ledger.was_tried(key)
-        for key, process in unknown:
+        for key, process in finished.unknown:
             log.warning("process %d: %s; others try %s", process.pid, UNHEARD, key)
         self._await_trials()
-        if finished or unknown:
-            self._rescan()
+        for waiting in finished.waiting:
+            self._look(waiting.pid)
 
     # -- by hand
 

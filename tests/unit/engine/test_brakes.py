@@ -89,7 +89,7 @@ def gives(trials: Trials, policy: str, number: int, at: float) -> bool:
 
 
 def over(trials: Trials, at: float) -> list[str]:
-    return trials.finished(at, alive)[0]
+    return trials.finished(at, alive).over
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.floats(0, 0.5)), max_size=40), st.integers(1, 5))
@@ -132,7 +132,7 @@ def test_what_is_over_was_had_for_its_time_by_one_that_is_known_to_be_well(
     gone: set[ProcessId] = set()
     for number, wait, what in acts:
         at += wait
-        finished, unknown = trials.finished(at, gone.__contains__)
+        finished, unknown, _ = trials.finished(at, gone.__contains__)
         assert not {each.pid for _, each in unknown} & told
         if finished:
             assert any(at - since >= 2.0 for since in has.values())
@@ -238,12 +238,13 @@ def test_of_whom_nobody_knows_how_it_ended_another_tries_it() -> None:
     for number in (1, 2):
         gives(trials, POLICY, number, 0.0)
     trials.ended(process(1))
-    assert trials.finished(2.0, lambda each: True) == ([], [(POLICY, process(2))])
+    assert not trials.admits(POLICY, process(3))
+    assert trials.finished(2.0, lambda each: True) == ([], [(POLICY, process(2))], [process(3)])
     assert gives(trials, POLICY, 3, 2.5)
     assert over(trials, 3.9) == []
     assert over(trials, 4.0) == [POLICY], "the one that ended well counts"
     gives(trials, "another", 4, 5.0)
-    assert trials.finished(7.0, lambda each: True) == ([], [("another", process(4))])
+    assert trials.finished(7.0, lambda each: True) == ([], [("another", process(4))], [])
     assert trials.next_end() is None
 
 

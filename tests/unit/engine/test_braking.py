@@ -167,7 +167,7 @@ async def test_without_a_stop_granted_nothing_is_tried(machine: Machine) -> None
     assert machine.act(machine.process(7), policy="") == (1, "")
     assert machine.act(machine.process(8)) == (0, "stop-rate")
     await asyncio.sleep(0.2)
-    assert (machine.ledger.tried, machine.rescans) == (set(), 0)
+    assert (machine.ledger.tried, machine.looked_at) == (set(), [])
 
 
 @served
@@ -203,8 +203,10 @@ async def test_a_trial_passes_when_its_processes_are_well(machine: Machine) -> N
         assert machine.act(machine.process(pid)) == (1, "")
     machine.process(8, state="Z")
     machine.brakes.ended(8)
+    for pid in (9, 10):
+        assert machine.act(machine.process(pid)) == (0, "trial")
     await until(lambda: machine.ledger.tried == {POLICY})
-    assert machine.rescans == 1
+    assert machine.looked_at == [9, 10]
 
 
 @served
@@ -213,7 +215,7 @@ async def test_a_trial_does_not_pass_while_it_is_not_known_how_one_of_them_ended
         assert machine.act(machine.process(pid)) == (1, "")
     machine.process(8, state="Z")
     assert machine.act(machine.process(9)) == (0, "trial")
-    await until(lambda: machine.rescans)
+    await until(lambda: machine.looked_at == [9])
     assert machine.ledger.tried == set()
     assert machine.act(machine.process(9)) == (1, ""), "in the place of the one that is gone"
     await until(lambda: machine.ledger.tried == {POLICY})
