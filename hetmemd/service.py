@@ -43,7 +43,7 @@ from hetmemd.report.web import ListenError, Web
 from hetmemd.settings import OBSERVE_FILES, Settings, SettingsError, UnsettledError
 from hetmemd.tasks import scan
 from hetmemd.watch.connector import ConnectorSource
-from hetmemd.watch.hint import CrashHint, FilesHint, Hint, LostHint, TaskHint
+from hetmemd.watch.hint import CrashHint, DumpHint, FilesHint, Hint, LostHint, TaskHint
 from hetmemd.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -259,6 +259,8 @@ class Service:
     def _deliver(self, hints: Sequence[Hint]) -> None:
         for hint in hints:
             match hint:
+                case DumpHint(pid=pid):
+                    self._brakes.dumps(pid)
                 case CrashHint():
                     self._brakes.crashed(hint.pid, hint.signal, hint.dumped)
                 case TaskHint(pid=pid, why="exit"):

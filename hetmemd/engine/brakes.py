@@ -33,6 +33,8 @@ class Watch:
         """Oldest first."""
         self._by_pid: dict[int, ProcessId] = {}
         """The latest process that had each pid."""
+        self._dying: dict[ProcessId, Act] = {}
+        """What dumps its core: few at a time."""
 
     def acted(self, process: ProcessId, act: Act) -> Act | None:
         """Gives the one before."""
@@ -47,14 +49,24 @@ class Watch:
         """The last act did not touch it: the one before holds. It goes on in its place, which is late enough."""
         if before is None:
             self._drop(process)
+            self._dying.pop(process, None)
         elif process in self._acts:
             self._acts[process] = before
 
     def died(self, pid: int, at: float) -> tuple[ProcessId, Act] | None:
         """The act that this death follows too closely, once. A pid is taken again only after its end was told."""
-        process = self._by_pid.get(pid)
+        process = self.find(pid)
+        if process in self._dying:
+            self._drop(process)
+            return process, self._dying.pop(process)
         act = self._drop(process) if process else None
         return (process, act) if process and act and at - act.at <= self.seconds else None
+
+    def dumps(self, pid: int, at: float) -> None:
+        """Its core is being dumped: it dies of what happened by now, whenever that is told."""
+        process = self._by_pid.get(pid)
+        if process and at - self._acts[process].at <= self.seconds:
+            self._dying[process] = self._acts[process]
 
     def within(self, at: float) -> dict[ProcessId, Act]:
         """What was acted on in the last seconds, as far as nothing was told of its end."""
@@ -64,7 +76,7 @@ class Watch:
         return self._acts.get(process)
 
     def find(self, pid: int) -> ProcessId | None:
-        return self._by_pid.get(pid)
+        return next((process for process in self._dying if process.pid == pid), None) or self._by_pid.get(pid)
 
     def _drop(self, process: ProcessId) -> Act | None:
         if self._by_pid.get(process.pid) == process:

@@ -259,12 +259,15 @@ class Brakes:
         """Acts before a restart: who dies of them now is heard, who died meanwhile is not."""
         at = time.monotonic()
         for process, act in self._ledger.acts():
-            if at - act.at > self._watch.seconds or self._is_ending(process):
+            dumps = self._is_dumping(process)
+            if at - act.at > self._watch.seconds or (self._is_ending(process) and not dumps):
                 self._ledger.forget_act(process)
                 if at - act.at <= self._watch.seconds:
                     log.warning("process %d of %s: %s", process.pid, act.executable.path, UNHEARD)
                 continue
             self._watch.acted(process, act)
+            if dumps:
+                self._watch.dumps(process.pid, at)
             if act.policy:
                 self._trials.begins(act.policy, process)
                 self._trials.given(act.policy, process, act.at)
@@ -288,6 +291,10 @@ class Brakes:
         if self._trials.failed(act.policy, process):
             self._hold(Hold("policy", _file(act.policy), why, time.time(), detail=act.policy))
         self._rescan()
+
+    def dumps(self, pid: int) -> None:
+        """A process is dying of what asks for a core dump, and how it ended is told after that."""
+        self._watch.dumps(pid, time.monotonic())
 
     def ended(self, pid: int) -> None:
         """The first thread of a process ended, and of nothing bad."""

@@ -22,6 +22,7 @@ IGNORE = 2
 NONE = 0x0
 FORK = 0x1
 EXEC = 0x2
+COREDUMP = 0x40000000
 EXIT = 0x80000000
 
 FATAL = frozenset({signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGSEGV, signal.SIGSYS})
@@ -38,9 +39,9 @@ SO_RCVBUFFORCE = 33
 Event = tuple[int, int, int, int, int, int, int, int]
 """Number answered, kind, nanoseconds (CLOCK_MONOTONIC), and five numbers by kind:
 
-FORK: parent tid, parent pid, child tid, child pid. EXEC: tid, pid. EXIT: tid, pid, status as
-wait(2) has it, signal for the parent, and the parent's pid since 4.18, 0 before. NONE: an errno; the number answered is
-that of the request plus 1."""
+FORK: parent tid, parent pid, child tid, child pid. EXEC, and COREDUMP before it is written: tid, pid. EXIT: tid,
+pid, status as wait(2) has it, signal for the parent, and the parent's pid since 4.18, 0 before. NONE: an errno; the
+number answered is that of the request plus 1."""
 
 _EVENT = struct.Struct("=28xI4xI4xQ4I4xI")
 _KIND = 36
@@ -125,10 +126,10 @@ class Filter:
     """A classic BPF program for `SO_ATTACH_FILTER` that drops what nobody here asks for, before it takes buffer space.
 
     Kept are acknowledgements, forks of processes and threads (their number is compared with the kernel's own), execs,
-    exits of thread group leaders, and exits of threads by a `FATAL` signal: the leader may have ended long before, and
-    all threads of a process that is ended so tell the same status (do_group_exit() in kernel/exit.c). Numbers are
-    loaded in network order, hence the swapped constants. Keep the object until the option was set: the kernel
-    copies from its memory.
+    core dumps, exits of thread group leaders, and exits of threads by a `FATAL` signal: the leader may have ended long
+    before, and all threads of a process that is ended so tell the same status (do_group_exit() in kernel/exit.c).
+    Numbers are loaded in network order, hence the swapped constants. Keep the object until the option was set: the
+    kernel copies from its memory.
     """
 
     def __init__(self) -> None:
@@ -140,6 +141,7 @@ class Filter:
             (0x15, "keep", None, _swapped(FORK)),
             (0x15, "keep", None, _swapped(EXEC)),
             (0x15, "keep", None, _swapped(NONE)),
+            (0x15, "keep", None, _swapped(COREDUMP)),
             (0x15, None, "drop", _swapped(EXIT)),
             (0x20, None, None, _FIRST),
             (0x07, None, None, 0),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from hetmemd.kernel import connector as cn
 from hetmemd.kernel.root import Root
-from hetmemd.watch.hint import CrashHint, Hint, TaskHint
+from hetmemd.watch.hint import CrashHint, DumpHint, Hint, TaskHint
 from hetmemd.watch.source import Deliver, Source
 
 PACE = 0.02
@@ -128,7 +128,7 @@ class ConnectorSource(Source):
                 self._answered.clear()
             if self._filtered:
                 # The short request asked for everything. This one says what is wanted, and is dropped before 6.6.
-                self._send(cn.request(cn.LISTEN, self._request, cn.FORK | cn.EXEC | cn.EXIT))
+                self._send(cn.request(cn.LISTEN, self._request, cn.FORK | cn.EXEC | cn.COREDUMP | cn.EXIT))
         except TimeoutError:
             return None
         except OSError as error:
@@ -209,17 +209,18 @@ class ConnectorSource(Source):
     def _receive(self) -> tuple[bool, list[tuple[int, Hint]]]:
         """Take up to a slice: whether the queue is empty, and what is left of it to look at, each with its time.
 
-        A process that was forked and ended within the batch is not mentioned, nor is an exec before the end. Crashes
-        and ends come first, then forks, then execs: for each pid that is the order in which they happened.
+        A process that was forked and ended within the batch is not mentioned, nor is an exec before the end. Dumps,
+        crashes and ends come first, then forks, then execs: for each pid that is the order in which they happened.
         """
         assert self._socket is not None
         descriptor = self._socket.fileno()
-        fork, execute, leave, fatal = cn.FORK, cn.EXEC, cn.EXIT, cn.FATAL
+        fork, execute, leave, dump, fatal = cn.FORK, cn.EXEC, cn.EXIT, cn.COREDUMP, cn.FATAL
         count = forks = 0
         # Plain numbers until the batch is over: most of what comes is gone by then.
         forked: dict[int, tuple[int, int]] = {}
         executed: dict[int, int] = {}
         ended: dict[int, int] = {}
+        dumped: dict[int, None] = {}
         crashed: dict[int, int] = {}
         empty = False
         for _ in range(_SLICE):
@@ -249,11 +250,14 @@ class ConnectorSource(Source):
                             ended[a] = e
                 elif kind == execute:
                     executed[b] = when
+                elif kind == dump:
+                    dumped[b] = None
                 elif kind == cn.NONE:
                     self._answer(number, a)
         self.events += count
         self.forks += forks
-        hints: list[tuple[int, Hint]] = [(0, CrashHint(pid, c & 0x7F, bool(c & 0x80))) for pid, c in crashed.items()]
+        hints: list[tuple[int, Hint]] = [(0, DumpHint(pid)) for pid in dumped]
+        hints += [(0, CrashHint(pid, c & 0x7F, bool(c & 0x80))) for pid, c in crashed.items()]
         hints += [(0, TaskHint(pid, pid, "exit", parent)) for pid, parent in ended.items()]
         hints += [(when, TaskHint(pid, pid, "fork", parent)) for pid, (when, parent) in forked.items()]
         hints += [(when, TaskHint(pid, pid, "exec", 0)) for pid, when in executed.items()]

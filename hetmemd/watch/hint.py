@@ -49,6 +49,14 @@ class CrashHint:
 
 
 @dataclass(frozen=True, slots=True)
+class DumpHint:
+    """A process is about to end by a signal that asks for a core dump: its end is told when that is written, which
+    takes minutes for a large one."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class FilesHint:
     """A policy file, the settings or the kill switch changed, and the change is complete."""
 
@@ -67,4 +75,4 @@ class LostHint:
     source: str
 
 
-Hint = CgroupHint | CgroupGone | TaskHint | CrashHint | FilesHint | CpusetHint | LostHint
+Hint = CgroupHint | CgroupGone | TaskHint | DumpHint | CrashHint | FilesHint | CpusetHint | LostHint

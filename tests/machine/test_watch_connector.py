@@ -16,7 +16,7 @@ import pytest
 from hetmemd.kernel import connector as cn
 from hetmemd.kernel import procfs
 from hetmemd.watch.connector import ConnectorSource, open_socket
-from hetmemd.watch.hint import Hint, LostHint, TaskHint
+from hetmemd.watch.hint import CrashHint, DumpHint, Hint, LostHint, TaskHint
 from tests.machine.eyes.harness import DEADLINE, IDLE, ROOT, OwnCgroup, Seen, build, move, number, running
 
 pytestmark = pytest.mark.root
@@ -50,6 +50,21 @@ def test_the_life_of_a_child() -> None:
                 await seen.until(lambda hints: hints_of(process.pid, hints) == ["fork", "exec"])
                 assert TaskHint(process.pid, process.pid, "fork", os.getpid()) in seen.hints
             await seen.hint(TaskHint(process.pid, process.pid, "exit", os.getpid()))
+
+    asyncio.run(main())
+
+
+def test_who_crashes_is_told_before_its_core_is_dumped_and_after_it() -> None:
+    async def main() -> None:
+        seen = Seen()
+        async with listening(seen):
+            with running(sys.executable, "-c", "import ctypes; print(1, flush=True); ctypes.string_at(0)") as process:
+                number(process)
+                process.wait()
+            await seen.until(lambda hints: any(isinstance(hint, CrashHint) for hint in hints))
+            mine = [hint for hint in seen.hints if isinstance(hint, (DumpHint, CrashHint)) and hint.pid == process.pid]
+            assert mine[0] == DumpHint(process.pid)
+            assert [(type(hint), getattr(hint, "signal", 0)) for hint in mine[1:]] == [(CrashHint, 11)]
 
     asyncio.run(main())
 

@@ -64,6 +64,23 @@ def test_what_was_told_to_have_ended_is_found_by_its_pid_once() -> None:
     assert watch.within(5.0) == {}
 
 
+def test_a_core_that_takes_long_to_dump_is_of_a_death_in_time() -> None:
+    watch = Watch(10.0)
+    act = Act(PROGRAM, POLICY, 1.0)
+    watch.acted(process(7), act)
+    watch.dumps(7, 5.0)
+    watch.dumps(8, 5.0)
+    watch.acted(process(9), Act(PROGRAM, POLICY, 100.0))
+    assert watch.died(7, 300.0) == (process(7), act)
+    assert watch.died(7, 300.0) is None
+    watch.acted(process(10), Act(PROGRAM, POLICY, 100.0))
+    watch.dumps(10, 101.0)
+    watch.forget(process(10))
+    assert watch.died(10, 102.0) is None, "it ended of something else"
+    watch.dumps(9, 111.0)
+    assert watch.died(9, 112.0) is None, "what begins after the window is nobody's fault"
+
+
 def test_of_two_processes_with_one_pid_the_later_one_died() -> None:
     watch = Watch(10.0)
     watch.acted(ProcessId(7, 1), Act(PROGRAM, "first", 1.0))

@@ -15,7 +15,7 @@ import pytest
 from hetmemd.kernel import connector as cn
 from hetmemd.kernel.root import Root
 from hetmemd.watch.connector import ConnectorSource
-from hetmemd.watch.hint import CrashHint, Hint, LostHint, TaskHint
+from hetmemd.watch.hint import CrashHint, DumpHint, Hint, LostHint, TaskHint
 
 COMM = 0x200
 DEADLINE = 30.0
@@ -36,6 +36,10 @@ def execute(pid: int) -> bytes:
     return event(cn.EXEC, pid, pid, when=0)
 
 
+def dump(pid: int, tid: int) -> bytes:
+    return event(cn.COREDUMP, tid, pid, 1, 1, when=0)
+
+
 def leave(pid: int, tid: int | None = None, parent: int = 1, status: int = 0) -> bytes:
     return event(cn.EXIT, pid if tid is None else tid, pid, status, 17, parent, parent, when=0)
 
@@ -50,11 +54,11 @@ def test_the_filter_keeps_what_is_asked_for() -> None:
     program = cn.Filter()
     receiver.setsockopt(socket.SOL_SOCKET, cn.SO_ATTACH_FILTER, program.option)
     receiver.setblocking(False)
-    kept = [fork(2), fork(2, 3), execute(2), leave(2), leave(2, status=9), event(cn.NONE, 0, ack=5)]
+    kept = [fork(2), fork(2, 3), execute(2), dump(2, 3), leave(2), leave(2, status=9), event(cn.NONE, 0, ack=5)]
     kept += [leave(2, 3, status=number | dumped) for number in cn.FATAL for dumped in (0, 0x80)]
     dropped = [leave(2, 3, status=number) for number in range(0x7F) if number not in cn.FATAL]
     dropped += [leave(2, 3, status=number << 8) for number in cn.FATAL]
-    dropped += [event(COMM, 2, 2), event(0x4, 2, 2), event(0x40000000, 2, 2), event(0x80, 2, 2)]
+    dropped += [event(COMM, 2, 2), event(0x4, 2, 2), event(0x80, 2, 2)]
     for message in [*kept, *dropped]:
         sender.send(message)
     received = []
@@ -129,7 +133,7 @@ def test_subscribing_waits_for_the_answer_and_then_narrows(tmp_path: Path) -> No
         kernel = await started(tmp_path)
         kernel.end.send(fork(2))
         await kernel.until(TaskHint(2, 2, "fork", 1))
-        assert kernel.requests == [(cn.LISTEN,), (cn.LISTEN, cn.FORK | cn.EXEC | cn.EXIT)]
+        assert kernel.requests == [(cn.LISTEN,), (cn.LISTEN, cn.FORK | cn.EXEC | cn.COREDUMP | cn.EXIT)]
         kernel.close()
 
     asyncio.run(main())
@@ -181,6 +185,8 @@ def test_an_opener_that_fails_is_noted(tmp_path: Path) -> None:
         ([fork(2), execute(2), leave(2)], []),
         ([execute(2), leave(2)], [TaskHint(2, 2, "exit", 1)]),
         ([leave(2, status=0x8B)], [CrashHint(2, 11, True), TaskHint(2, 2, "exit", 1)]),
+        ([dump(2, 3)], [DumpHint(2)]),
+        ([dump(2, 3), leave(2, 3, status=0x8B)], [DumpHint(2), CrashHint(2, 11, True)]),
         ([leave(2, 3, status=7), leave(2, 4, status=7)], [CrashHint(2, 7, False)]),
         ([leave(2, status=9)], [TaskHint(2, 2, "exit", 1)]),
         ([leave(2), fork(2)], [TaskHint(2, 2, "exit", 1), TaskHint(2, 2, "fork", 1)]),
