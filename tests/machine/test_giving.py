@@ -229,3 +229,32 @@ def test_L2_a_stop_restores_and_says_what_it_could_not(daemon: Daemon, group: Gr
             (group.folder / "frozen/cgroup.freeze").write_text("0")
         assert hetmemctl(daemon, "undo", "--cgroup", group.path)["threads"] == 1
         assert shown(own.pid) == "local"
+
+
+def test_L2_a_stop_with_more_threads_than_it_has_time_for_ends_and_forgets_none(daemon: Daemon, group: Group) -> None:
+    settings = daemon.folder / "etc/hetmemd.toml"
+    before = settings.read_text()
+    daemon.drop("50-a.toml", policy(group.path, "preferred-many"))
+    crowd = (
+        "import threading, time\n"
+        "for _ in range(299): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "print(flush=True); time.sleep(1000)"
+    )
+    with program(crowd) as many:
+
+        def carrying() -> int:
+            return sum(shown(many.pid, tid) == MANY for tid in procfs.tids(Root(), many.pid))
+
+        group.take(many.pid)
+        eventually("all have it", lambda: carrying() == 300)
+        done = daemon.metric("reloads_total")
+        settings.write_text(f'on_stop = "restore"\n{before}\n[brakes]\nstops_per_second = 10\n')
+        eventually("the settings are taken", lambda: daemon.metric("reloads_total") > done)
+        assert daemon.stop() == 0
+        settings.write_text(before)
+        left = carrying()
+        assert 0 < left < 300
+        said = daemon.journal.read_text().rpartition("given back to ")[2]
+        assert said.startswith(f"{300 - left} threads; left, and kept in the ledger: "), said
+        told = hetmemctl(daemon, "undo", "--cgroup", group.path)
+        assert (told["threads"], told["left"], carrying()) == (left, [], 0)
