@@ -131,9 +131,11 @@ class Balancer:
                 await self._alone(record, work)
             finally:
                 under_way.discard(record.process)
-                self._wake.set()
 
-        await asyncio.wait({group.create_task(alone())}, timeout=IN_TURN)
+        task = group.create_task(alone())
+        await asyncio.wait({task}, timeout=IN_TURN)
+        if not task.done():
+            task.add_done_callback(lambda _: self._wake.set())
 
     async def _alone(self, record: Record, work: Awaitable[None]) -> None:
         """A failure concerns its process: whatever it is, the others go on."""
