@@ -7,7 +7,6 @@ then on the stub restores it by itself, and once the registers are back it needs
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from hetmemd.remote.course import Course, Reached, Stopped
 from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
+from hetmemd.remote.stops import deliverable, judged, raise_for, reap, wait_for, wait_or_signal
 from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Call
 from hetmemd.remote.x86_64 import X86_64
@@ -110,7 +110,7 @@ class Actor:
             except OSError as error:
                 if libc.is_gone(error):
                     # Killed while it was held. It stays a zombie, and whoever waits for it waits, until this reaps it.
-                    _reap(tid)
+                    reap(tid)
                     raise gone() from None
                 raise
         raise Declined(Outcome.DEFERRED, "signals")
@@ -237,11 +237,11 @@ class Actor:
         how = course.found()
         if how is Stopped.AS_USUAL:
             return Held(course.original, target, tid), course.dispatches, True
-        stop = (how is Stopped.OTHERWISE and _judged(tid, ptrace.reported())) or _wait(tid)
+        stop = (how is Stopped.OTHERWISE and judged(tid, ptrace.reported())) or wait_for(tid)
         course.original.get(tid)
         held = Held(course.original, target, tid)
         if stop.event != ptrace.EVENT_STOP:
-            held.release(_deliverable(stop))
+            held.release(deliverable(stop))
             raise _Again
         return held, ptrace.syscall_user_dispatch(tid), stop.signal == signal.SIGTRAP
 
@@ -284,11 +284,11 @@ class Actor:
             code = 0  # the wait was: the thread runs
         elif reached is Reached.CHECK:
             stop = ptrace.Stop(held.tid, ptrace.SYSCALL_STOP, 0)
-        _raise(code, held.tid)
+        raise_for(code, held.tid)
         held.has_entered(room, course.calling)
         if stop is None and not course.error:
             # Something else than the stop that was waited for.
-            stop = _judged(held.tid, ptrace.reported())
+            stop = judged(held.tid, ptrace.reported())
         result = self._finish(held, changes, stop, 1 if reached is Reached.EXIT_STOP else 0)
         held.release()
         return result
@@ -304,7 +304,7 @@ class Actor:
         tampered = overdue = False
         while True:
             while stop is None:
-                stop = _wait_for_call(held.tid)
+                stop = wait_or_signal(held.tid)
                 if stop is None and time.monotonic() > self._until:
                     # It does not come to its call, frozen for instance. It is not left to make it by itself later: a
                     # seccomp filter that is suspended now could end it then.
@@ -331,7 +331,7 @@ class Actor:
     def _let_go(self, course: Course, held: Held, room: Slot, reached: Reached) -> None:
         """A thread whose call is over, but not put back as usual."""
         if reached is not Reached.ZERO:
-            _raise(course.error, held.tid)
+            raise_for(course.error, held.tid)
             held.has_entered(room, course.calling)
         else:
             # The next act in this process zeroes the slot.
@@ -390,7 +390,7 @@ def _follow_rest(held: Held) -> int:
     ptrace.resume_to_syscall(held.tid)
     while True:
         reported = ptrace.poll_any()
-        stop = _judged(held.tid, reported) if reported else None
+        stop = judged(held.tid, reported) if reported else None
         if stop is None:
             if time.monotonic() > end and not is_overdue:
                 is_overdue = True
@@ -403,26 +403,10 @@ def _follow_rest(held: Held) -> int:
                 held.wrote(held.result())
                 return 0
         elif stop.event != ptrace.EVENT_STOP:
-            return _deliverable(stop)
+            return deliverable(stop)
         elif is_overdue:
             return 0
         ptrace.resume_to_syscall(held.tid)
-
-
-def _wait_for_call(tid: int) -> ptrace.Stop | None:
-    """None where a signal came to this process itself."""
-    try:
-        return _wait(tid, patient=False)
-    except InterruptedError:
-        return None
-
-
-def _raise(code: int, tid: int) -> None:
-    """For a call on a thread that failed, unless it did not (0)."""
-    if code == errno.ECHILD:
-        raise gone()
-    if code:
-        raise OSError(code, os.strerror(code), f"/proc/{tid}")
 
 
 def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
@@ -443,48 +427,6 @@ def _let_go_for(held: Held, stop: ptrace.Stop) -> None:
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
     held.release(0 if stop.event else stop.signal)
     raise _Again
-
-
-def _wait(tid: int, *, patient: bool = True) -> ptrace.Stop:
-    """`InterruptedError` as `ptrace.wait_any`."""
-    while True:
-        try:
-            stop = _judged(tid, ptrace.wait_any(patient=patient))
-        except ChildProcessError:
-            raise gone() from None
-        if stop:
-            return stop
-
-
-def _judged(tid: int, stop: ptrace.Stop) -> ptrace.Stop | None:
-    """A stop of this thread; None for the end of one that was held before."""
-    if stop.tid == tid:
-        if stop.ended:
-            raise gone()
-        return stop
-    if not stop.ended:
-        # It executed another program and answers to its process's id now. Nothing of ours is left in it.
-        ptrace.detach(stop.tid, _deliverable(stop))
-        raise gone("executed")
-    return None
-
-
-def _reap(tid: int) -> None:
-    while True:
-        try:
-            stop = ptrace.wait_any()
-        except ChildProcessError:
-            return
-        if not stop.ended:
-            ptrace.detach(stop.tid, _deliverable(stop))
-            return
-        if stop.tid == tid:
-            return
-
-
-def _deliverable(stop: ptrace.Stop) -> int:
-    """The signal that a stopped thread waits to have delivered, 0 where it stopped for another reason."""
-    return 0 if stop.event or stop.signal == ptrace.SYSCALL_STOP else stop.signal
 
 
 def _why_not(target: Target, tid: int) -> Declined:
