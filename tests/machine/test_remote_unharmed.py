@@ -130,7 +130,7 @@ def test_a_thousand_threads_that_come_and_go(built: Built, trap: Trap) -> None:
         # There may be new ones each time it looks.
         # And the last look may have begun before they had it.
         assert trap.task(target.pid)[1] in ("", "new-threads", "slow-to-read", "changed-again", "not-yet")
-        assert trap.policies(target.pid) == {str(GIVEN)}
+        eventually("the daemon finds them so", lambda: trap.policies(target.pid) == {str(GIVEN)})
         trap.cgroup.leave(target.pid)
         eventually("all give it back", lambda: target.policies() == {DEFAULT})
         told = numbers(target.finish())
