@@ -96,6 +96,9 @@ class _Trial:
     def since(self) -> float | None:
         return min((at for at in self.processes.values() if at is not None), default=None)
 
+    def renew(self, at: float) -> None:
+        self.processes = {process: at if given is not None else None for process, given in self.processes.items()}
+
 
 class Finished(NamedTuple):
     """Of trials, when their time is over."""
@@ -163,14 +166,20 @@ class Trials:
             if process in trial.processes:
                 trial.ended.add(process)
 
-    def finished(self, at: float, is_gone: Callable[[ProcessId], bool]) -> Finished:
-        """What came of the trials whose time is over."""
+    def finished(
+        self, at: float, is_gone: Callable[[ProcessId], bool], is_dying: Callable[[ProcessId], bool]
+    ) -> Finished:
+        """What came of the trials whose time is over. They go on as they are while one of their processes is dying: of
+        what is told later."""
         over: list[str] = []
         unknown: list[tuple[str, ProcessId]] = []
         waiting: list[ProcessId] = []
         for policy, trial in list(self._running.items()):
             since = trial.since()
             if since is None or at - since < self.seconds:
+                continue
+            if any(map(is_dying, trial.processes)):
+                trial.renew(at)
                 continue
             waiting += trial.waiting
             trial.waiting = {}
@@ -181,11 +190,9 @@ class Trials:
                 over.append(policy)
                 continue
             unknown += [(policy, process) for process in lost]
-            trial.processes = {
-                process: at if given is not None else None
-                for process, given in trial.processes.items()
-                if process not in lost
-            }
+            for process in lost:
+                del trial.processes[process]
+            trial.renew(at)
             if not trial.processes:
                 del self._running[policy]
         return Finished(over, unknown, waiting)

@@ -331,7 +331,7 @@ class Brakes:
 
     def _end_trials(self) -> None:
         self._timer = None
-        finished = self._trials.finished(time.monotonic(), self._is_ending)
+        finished = self._trials.finished(time.monotonic(), self._is_ending, self._is_dumping)
         for key in finished.over:
             self._ledger.was_tried(key)
         for key, process in finished.unknown:

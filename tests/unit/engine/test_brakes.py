@@ -106,7 +106,7 @@ def gives(trials: Trials, policy: str, number: int, at: float) -> bool:
 
 
 def over(trials: Trials, at: float) -> list[str]:
-    return trials.finished(at, alive).over
+    return trials.finished(at, alive, alive).over
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.floats(0, 0.5)), max_size=40), st.integers(1, 5))
@@ -149,7 +149,7 @@ def test_what_is_over_was_had_for_its_time_by_one_that_is_known_to_be_well(
     gone: set[ProcessId] = set()
     for number, wait, what in acts:
         at += wait
-        finished, unknown, _ = trials.finished(at, gone.__contains__)
+        finished, unknown, _ = trials.finished(at, gone.__contains__, alive)
         assert not {each.pid for _, each in unknown} & told
         if finished:
             assert any(at - since >= 2.0 for since in has.values())
@@ -240,6 +240,15 @@ def test_who_waits_for_a_place_and_is_gone_keeps_nobody_waiting() -> None:
     assert trials.withdraw(POLICY, process(2)) == [process(5)]
 
 
+def test_a_trial_waits_for_the_word_of_who_is_dying() -> None:
+    trials = Trials(most=1)
+    assert gives(trials, POLICY, 1, 0.0)
+    assert not trials.admits(POLICY, process(2))
+    assert trials.finished(2.0, lambda each: True, lambda each: True) == ([], [], [])
+    assert trials.next_end() == 4.0
+    assert trials.failed(POLICY, process(1))
+
+
 def test_the_time_is_that_of_a_process_that_has_it() -> None:
     """Not of one that was to be given it first."""
     trials = Trials(most=2)
@@ -256,12 +265,12 @@ def test_of_whom_nobody_knows_how_it_ended_another_tries_it() -> None:
         gives(trials, POLICY, number, 0.0)
     trials.ended(process(1))
     assert not trials.admits(POLICY, process(3))
-    assert trials.finished(2.0, lambda each: True) == ([], [(POLICY, process(2))], [process(3)])
+    assert trials.finished(2.0, lambda each: True, alive) == ([], [(POLICY, process(2))], [process(3)])
     assert gives(trials, POLICY, 3, 2.5)
     assert over(trials, 3.9) == []
     assert over(trials, 4.0) == [POLICY], "the one that ended well counts"
     gives(trials, "another", 4, 5.0)
-    assert trials.finished(7.0, lambda each: True) == ([], [("another", process(4))], [])
+    assert trials.finished(7.0, lambda each: True, alive) == ([], [("another", process(4))], [])
     assert trials.next_end() is None
 
 
