@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd.kernel import procfs, vdso
+from hetmemd.kernel import procfs, ptrace, vdso
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.act import ATTEMPTS
 from hetmemd.remote.result import Outcome
@@ -205,7 +205,12 @@ def test_a_vdso_without_room(built: Built, trap: Trap) -> None:
         base, _ = vdso.address(ROOT.read_bytes(f"/proc/{target.pid}/auxv"))
         fd = os.open(f"/proc/{target.pid}/mem", os.O_RDWR)
         place = vdso.describe(base, os.pread(fd, vdso.PAGE, base)).padding.stop - 64
+        # As its tracer: some kernels let nobody else (proc_mem.force_override=ptrace).
+        ptrace.seize(target.pid, 0)
+        ptrace.interrupt(target.pid)
+        os.waitpid(target.pid, os.WUNTRACED)
         os.pwrite(fd, b"mine", place)
+        ptrace.detach(target.pid)
         trap.catches(target.pid, Outcome.UNSTEERABLE, "vdso")
         assert os.pread(fd, 4, place) == b"mine"
         os.close(fd)

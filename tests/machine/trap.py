@@ -17,7 +17,9 @@ class Trap:
     def __init__(self, daemon: Daemon, group: Group) -> None:
         """A policy holds for every cgroup right below `group`; tasks are taken into one of them."""
         self.daemon = daemon
-        self._file = daemon.drop("50-trap.toml", policy(f"{group.path}/*", nodes="0"))
+        # A daemon on another root moves no pages, and complains where a machine has several nodes to move them between.
+        text = policy(f"{group.path}/*", nodes="0", more='existing = "leave"\n')
+        self._file = daemon.drop("50-trap.toml", text)
         self.cgroup = Group(f"{group.path}/trap")
 
     def remove(self) -> None:
