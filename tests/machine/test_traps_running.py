@@ -1,6 +1,6 @@
 """Programs that run on while they are called, and that a call could harm: each finds out for itself, and finds nothing.
 
-Each is first given a policy by the daemon and gives it back, then called again and again.
+Most are first given a policy by the daemon and give it back, then called again and again.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def test_a_storm_of_signals(built: Built, trap: Trap, acting: Acting, kind: str)
         assert numbers(target.finish()) == {"received": ATTEMPTS}
 
 
-def test_restartable_sequences(built: Built, trap: Trap, acting: Acting) -> None:
+def test_restartable_sequences(built: Built, acting: Acting) -> None:
+    # Not taken into a cgroup: before 6.2 that gives a task all processors back, and these threads must share one.
     # The C library's own registration is switched off: the program makes its own.
     with Target(["env", "GLIBC_TUNABLES=glibc.pthread.rseq=0", built("rseq")]) as target:
         target.expect("ready")
         wait_until(lambda: len(procfs.tids(ROOT, target.pid)) == 3)
-        trap.serves(target)
         stopped = 0
         for turn in range(60):
             results = acting.apply(target, ALTERNATING[turn % 2])
