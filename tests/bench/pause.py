@@ -23,6 +23,14 @@ from tests.bench.figures import Figures
 from tests.machine.remote_target import INTERLEAVE, ROOT, Target, build
 
 
+HELD = {
+    ("blocked", "median"): "blocked thread, pause, median / C",
+    ("blocked", "p99"): "blocked thread, pause, p99 / C",
+    ("spinning", "median"): "spinning thread, pause, median / C",
+    ("spinning", "p99"): "spinning thread, pause, p99 / C",
+}
+
+
 def in_c(program: Path, pid: int, mode: int, pace: int = 0) -> tuple[list[int], int]:
     """(pause of each thread, all of it), in nanoseconds; `pace` passes from act to act at least."""
     # As the tracer runs: whoever waits for a processor holds the thread for longer.
@@ -71,7 +79,10 @@ async def measure(folder: Path, threads: int, repeat: int, spins: int, figures: 
     try:
         many: list[str | Path] = [build(folder, "family"), "threads", str(threads)]
         one: list[str | Path] = [build(folder, "exact"), "spin"]
-        for name, command, rounds in ((f"{threads} blocked threads", many, repeat), ("a spinning thread", one, spins)):
+        for kind, name, command, rounds in (
+            ("blocked", f"{threads} blocked threads", many, repeat),
+            ("spinning", "a spinning thread", one, spins),
+        ):
             with Target(command) as target:
                 target.expect("ready")
                 ours: list[tuple[list[int], int]] = []
@@ -86,20 +97,20 @@ async def measure(folder: Path, threads: int, repeat: int, spins: int, figures: 
                     paced.append(in_c(program, target.pid, Mode.INTERLEAVE, pace))
                     paced.append(in_c(program, target.pid, Mode.DEFAULT, pace))
                 print(name)
-                report("  pause, median", *(percentile(pauses(side), 0.5) for side in (ours, theirs)))
-                median = report(
-                    "  pause, median, at our pace", *(percentile(pauses(side), 0.5) for side in (ours, paced))
-                )
-                report("  pause, p99", *(percentile(pauses(side), 0.99) for side in (ours, theirs)))
-                p99 = report("  pause, p99, at our pace", *(percentile(pauses(side), 0.99) for side in (ours, paced)))
+                for share, word in ((0.5, "median"), (0.99, "p99")):
+                    ratio = report(f"  pause, {word}", *(percentile(pauses(side), share) for side in (ours, theirs)))
+                    report(
+                        f"  pause, {word}, at our pace", *(percentile(pauses(side), share) for side in (ours, paced))
+                    )
+                    figures.held(HELD[kind, word], ratio)
                 whole = report(
                     "  all threads, median", *(percentile([all_ for _, all_ in side], 0.5) for side in (ours, theirs))
                 )
-                if command is many:
-                    figures.held("pause, median, at our pace / C", median)
-                    figures.held("pause, p99, at our pace / C", p99)
+                took = min([await verify(tracer, target) for _ in range(5)])
+                print(f"  verification of an unchanged thread {took / 1000:.1f} us")
+                if kind == "blocked":
                     figures.held("all threads / C", whole)
-                print(f"  verification of an unchanged thread {await verify(tracer, target) / 1000:.1f} us")
+                    figures.held("verification of an unchanged thread / 20 us", took / 20_000)
     finally:
         tracer.close()
 
