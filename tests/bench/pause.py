@@ -22,7 +22,6 @@ from hetmemd.remote.result import Outcome
 from tests.bench.figures import Figures
 from tests.machine.remote_target import INTERLEAVE, ROOT, Target, build
 
-
 HELD = {
     ("blocked", "median"): "blocked thread, pause, median / C",
     ("blocked", "p99"): "blocked thread, pause, p99 / C",
