@@ -18,7 +18,7 @@ from hetmemd.remote.course import Course, Reached, Stopped
 from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
-from hetmemd.remote.stops import deliverable, judged, raise_for, reap, wait_for, wait_or_signal
+from hetmemd.remote.stops import deliverable, judged, raise_for, release_or_reap, wait_for, wait_or_signal
 from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Call
 from hetmemd.remote.x86_64 import X86_64
@@ -109,9 +109,7 @@ class Actor:
                 raise gone() from None
             except OSError as error:
                 if libc.is_gone(error):
-                    # Killed while it was held. It stays a zombie, and whoever waits for it waits, until this reaps it.
-                    reap(tid)
-                    raise gone() from None
+                    raise release_or_reap(tid, target.process.pid, self._patience) from None
                 raise
         raise Declined(Outcome.DEFERRED, "signals")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
 
 from hetmemd.kernel import ptrace
-from hetmemd.remote.target import gone
+from hetmemd.remote.target import Declined, gone
+
+_SOON, _POLL = 0.005, 0.0005
 
 
 def wait_for(tid: int, *, patient: bool = True) -> ptrace.Stop:
@@ -41,17 +45,27 @@ def judged(tid: int, stop: ptrace.Stop) -> ptrace.Stop | None:
     return None
 
 
-def reap(tid: int) -> None:
-    while True:
+def release_or_reap(tid: int, pid: int, seconds: float) -> Declined:
+    """A seized thread does not answer to its id any more. It was killed, and stays a zombie until this reaps it; or it
+    has executed another program, and answers to its process's. What takes longer is left to a later wait."""
+    begin = time.monotonic()
+    was_asked = False
+    while (now := time.monotonic()) < begin + seconds:
         try:
-            stop = ptrace.wait_any()
+            stop = ptrace.poll_any()
         except ChildProcessError:
-            return
-        if not stop.ended:
+            break
+        if stop and not stop.ended:
             ptrace.detach(stop.tid, deliverable(stop))
-            return
-        if stop.tid == tid:
-            return
+            return gone("executed")
+        if stop and stop.tid == tid:
+            break
+        if not was_asked and now > begin + _SOON:
+            was_asked = True
+            with contextlib.suppress(OSError):
+                ptrace.interrupt(pid)
+        time.sleep(_POLL)
+    return gone()
 
 
 def deliverable(stop: ptrace.Stop) -> int:

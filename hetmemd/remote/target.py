@@ -158,6 +158,8 @@ class Target:
                     # Amid an exec nothing fits: one file shows the earlier program, another the next one or nothing.
                     self.forget_memory()
                     if attempt == _LOOKS - 1:
+                        if self.stat(self.living).state in "ZX":
+                            raise gone() from None
                         raise Declined(Outcome.UNSTEERABLE, "vdso") from None
                     time.sleep(_LOOK_PAUSE)
             assert self._room

@@ -126,13 +126,13 @@ def test_a_leader_that_is_held_when_a_thread_takes_its_place(by_thread: Replacin
 
 
 def test_a_seized_thread_that_becomes_the_leader(by_thread: Replacing) -> None:
-    """Nobody can stop it by the id that it had: it runs, and is let go when the tracer is killed."""
-    halted = Halted(by_thread.target, by_thread.executing, SEIZED, LIMIT)
+    """Nobody can stop it by the id that it had: it is let go by its process's."""
+    halted = Halted(by_thread.target, by_thread.executing, SEIZED, PATIENT)
     by_thread.execute()
     by_thread.target.expect("ready")
     assert halted.is_halted()
     halted.go_on()
-    assert halted.said() == (Outcome.DEFERRED, "timeout")
+    assert halted.said() == (Outcome.GONE, "executed")
     by_thread.is_served()
 
 
