@@ -111,8 +111,9 @@ class Balancer:
                 for record in self._due()[:AT_ONCE]:
                     if len(self._measuring) < BESIDE:
                         await self._in_turn(group, self._measuring, record, self._look(record))
-                for active in list(self._passes.values()):
-                    if active.record.process not in self._moving:
+                for pid, active in list(self._passes.items()):
+                    # While the others had their turn it may have ended.
+                    if self._passes.get(pid) is active and active.record.process not in self._moving:
                         await self._in_turn(group, self._moving, active.record, self._step(active))
                 try:
                     async with asyncio.timeout(self._pause()):

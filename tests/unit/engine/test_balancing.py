@@ -263,6 +263,39 @@ def test_a_step_that_does_not_come_back_holds_nobody_up(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_pass_that_ended_while_another_had_its_turn_is_not_stepped_again(tmp_path: Path) -> None:
+    class Ending(Slow):
+        """A large process's pass ends with the step that is released, amid the small one's second."""
+
+        async def _step(self, active: passes.Pass) -> None:
+            await super()._step(active)
+            if active.record.comm == "large":
+                self.ended = True
+                self._passes.pop(active.record.process.pid)
+            elif self.stepped[2] == 2:
+                self.release.set()
+                await until(lambda: self.ended)
+
+        ended = False
+
+    async def run() -> None:
+        records = processes(["large", "small"])
+        balancer = Ending(tmp_path, records)
+        # The small one's first, so that the other is still in the round that it ends in.
+        for record in reversed(records.values()):
+            record.measure_at = float("inf")
+            balancer.begin(record)
+
+        async def work() -> None:
+            await until(lambda: balancer.stepped[2] >= 4)
+            assert balancer.ended
+            assert balancer.stepped[1] == 1
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
 def test_only_some_are_measured_at_once(tmp_path: Path) -> None:
     async def run() -> None:
         balancer = Slow(tmp_path, processes(["large"] * 20))
