@@ -305,12 +305,9 @@ class Binder:
         hindrance: tuple[Outcome, str] | None = None
         self._intend(record.process, state, todo)
         for begin in range(0, len(calls), SLICE):
-            if self._observing() and wish is not _UNDO:
-                hindrance = (Outcome.DEFERRED, "observe")
-                break
             some = calls[begin : begin + SLICE]
             key = "" if all(change.undoes for _, change in some) else wish.key
-            result = await self._bind(record, key, [call for call, _ in some])
+            result = await self._bind(record, wish, key, [call for call, _ in some])
             for pause in result.pauses_ns:
                 self._tally.pause(pause / 1e9)
             done = [pair for pair, code in zip(some, result.errnos, strict=False) if not code]
@@ -332,10 +329,15 @@ class Binder:
         self._witness(record.cgroup, record.comm, record.process, wish.why, bound, undone, failed)
         return bool(bound or undone), hindrance
 
-    async def _bind(self, record: Record, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
+    async def _bind(self, record: Record, wish: Wish, key: str, calls: Sequence[RegionCall]) -> RegionsResult:
         """As far as the brakes allow it: how many stops it takes is known, and paid for, afterwards."""
         process = record.process
         async with self._brakes.turn(process):
+            # Not before: thousands may have had their turn since the regions were read.
+            if self._observing() and wish is not _UNDO:
+                return RegionsResult(Outcome.DEFERRED, "observe", 0, (), ())
+            if not self._is_still(wish, record):
+                return RegionsResult(Outcome.DEFERRED, "changed", 0, (), ())
             permit = self._brakes.permit(process, record.cgroup, key, 1)
             if not permit.granted:
                 return RegionsResult(permit.outcome, permit.reason, 0, (), ())
@@ -346,6 +348,15 @@ class Binder:
             finally:
                 self._brakes.done(process, key, 1, stops, ended)
             return result
+
+    def _is_still(self, wish: Wish, record: Record) -> bool:
+        """Whether the same is wanted of the process now, in the cgroup that it is in now."""
+        try:
+            path = procfs.process_cgroup(self._root, record.process.pid) or record.cgroup
+        except OSError:
+            path = record.cgroup  # it ended, which the act finds as well
+        now = _UNDO if self._brakes.undone(record.process, path) else self._wish(path)
+        return (now.asked, now.key, now.holds) == (wish.asked, wish.key, wish.holds)
 
     def _intend(self, process: ProcessId, state: State, changes: Sequence[Change]) -> None:
         """In the ledger before the act: a daemon that dies in between still knows its own."""

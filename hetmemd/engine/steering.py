@@ -30,7 +30,7 @@ which is nothing for a program's text and a millisecond for a gigabyte of heap. 
 AGAIN = 4
 """Threads that were right and are read again at each look: an application can set its own policy at any time."""
 SLICE = 32
-"""Threads between two looks at the kill switch."""
+"""Threads between two looks at the kill switch, and at what is wanted."""
 ROUNDS = 8
 """How often the threads of one process are read again while new ones keep coming; the next hint or scan goes on."""
 
@@ -292,24 +292,22 @@ class Steering:
     ) -> list[ThreadResult]:
         results: list[ThreadResult] = []
         for begin in range(0, len(tids), SLICE):
-            some = tids[begin : begin + SLICE]
-            if self._observing() and asked is not UNDO:
-                results += [ThreadResult(tid, Outcome.DEFERRED, "observe") for tid in some]
-            elif verb is Verb.APPLY and not self._has_room(policy, _allowed(record, some)):
-                results += [ThreadResult(tid, Outcome.REFUSED, "headroom") for tid in some]
-            else:
-                results += await self._permitted(record, policy, asked.key if verb is Verb.APPLY else "", verb, some)
+            results += await self._permitted(record, policy, asked, verb, tids[begin : begin + SLICE])
         record.acted = _sentence(policy, results)
         record.acted_at = time.time()
         self._witness.application(record.cgroup, record.comm, record.process, policy, asked.why, results)
         return results
 
     async def _permitted(
-        self, record: Record, policy: Mempolicy, key: str, verb: Verb, tids: Sequence[int]
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
     ) -> list[ThreadResult]:
         """The act on as many of the threads as the brakes allow."""
         results: list[ThreadResult] = []
+        key = asked.key if verb is Verb.APPLY else ""
         async with self._brakes.turn(record.process):
+            # Not before: thousands may have had their turn since the threads were read.
+            if hindrance := self._hindrance(record, policy, asked, verb, tids):
+                return [ThreadResult(tid, *hindrance) for tid in tids]
             permit = self._brakes.permit(record.process, record.cgroup, key, len(tids))
             if permit.granted:
                 stops, ended = permit.granted, False  # whoever is cancelled in between may have stopped them
@@ -320,6 +318,38 @@ class Steering:
                 finally:
                     self._brakes.done(record.process, key, permit.granted, stops, ended)
         return results + [ThreadResult(tid, permit.outcome, permit.reason) for tid in tids[permit.granted :]]
+
+    def _hindrance(
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
+    ) -> tuple[Outcome, str] | None:
+        """What has come up against it by now."""
+        if self._observing() and asked is not UNDO:
+            return Outcome.DEFERRED, "observe"
+        if not self._is_still(asked, record, tids):
+            return Outcome.DEFERRED, "changed"
+        if verb is Verb.APPLY and not self._has_room(policy, _allowed(record, tids)):
+            return Outcome.REFUSED, "headroom"
+        return None
+
+    def _is_still(self, asked: Wanted, record: Record, tids: Sequence[int]) -> bool:
+        """Whether the same is wanted of these threads now, in the cgroups that they are in now."""
+        threaded = self._is_threaded(record.cgroup)
+        for tid in tids if threaded else tids[:1]:
+            try:
+                path = procfs.cgroup_path(self._root, record.process.pid, tid)
+            except OSError:
+                path = None  # it ended, which the act finds as well
+            if path is None and threaded:
+                continue
+            now = self._wanted_in(path or record.cgroup, record.process)
+            if (now.policy, now.key, now.overrides, now.holds) != (
+                asked.policy,
+                asked.key,
+                asked.overrides,
+                asked.holds,
+            ):
+                return False
+        return True
 
     async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:
         """The act itself, with the ledger before and after: a daemon that dies in between still knows its own."""
