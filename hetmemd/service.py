@@ -116,7 +116,7 @@ class Service:
         self._limitations: set[str] = set()
         self._told: dict[str, tuple[FileView, bytes | None]] = {}
         loop = asyncio.get_running_loop()
-        self._brakes = Brakes(root, self._ledger, found.brakes, self._rescan, self._look_again)
+        self._brakes = Brakes(root, self._ledger, found.brakes, self._rescan, self._look_again, self._hears_of_ends)
         self._steering = Steering(
             root,
             self._ledger,
@@ -255,6 +255,9 @@ class Service:
             os._exit(status)
 
     # -- what comes in
+
+    def _hears_of_ends(self) -> bool:
+        return any(source.name == ConnectorSource.name and source.up for source in self._watcher.sources())
 
     def _deliver(self, hints: Sequence[Hint]) -> None:
         for hint in hints:

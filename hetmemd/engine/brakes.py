@@ -35,6 +35,8 @@ class Watch:
         """The latest process that had each pid."""
         self._dying: dict[ProcessId, Act] = {}
         """What dumps its core: few at a time."""
+        self._until: dict[ProcessId, float] = {}
+        """When a word of their end comes too late to be about them, of those whose word may be lost."""
 
     def acted(self, process: ProcessId, act: Act) -> Act | None:
         """Gives the one before."""
@@ -49,24 +51,37 @@ class Watch:
         """The last act did not touch it: the one before holds. It goes on in its place, which is late enough."""
         if before is None:
             self._drop(process)
-            self._dying.pop(process, None)
+            self._die(process)
         elif process in self._acts:
             self._acts[process] = before
 
     def died(self, pid: int, at: float) -> tuple[ProcessId, Act] | None:
         """The act that this death follows too closely, once. A pid is taken again only after its end was told."""
+        for late in [process for process, until in self._until.items() if until < at]:
+            self._die(late)
         process = self.find(pid)
-        if process in self._dying:
-            self._drop(process)
-            return process, self._dying.pop(process)
-        act = self._drop(process) if process else None
-        return (process, act) if process and act and at - act.at <= self.seconds else None
+        if process is None:
+            return None
+        act = self._drop(process)
+        if dying := self._die(process):
+            return process, dying
+        return (process, act) if act and at - act.at <= self.seconds else None
 
-    def dumps(self, pid: int, at: float) -> None:
-        """Its core is being dumped: it dies of what happened by now, whenever that is told."""
+    def dumps(self, pid: int, at: float) -> tuple[ProcessId, Act] | None:
+        """Its core is being dumped: it dies of what happened by now, whenever that is told. Gives the act."""
         process = self._by_pid.get(pid)
-        if process and at - self._acts[process].at <= self.seconds:
-            self._dying[process] = self._acts[process]
+        if process is None or at - self._acts[process].at > self.seconds:
+            return None
+        self._dying[process] = self._acts[process]
+        return process, self._dying[process]
+
+    def dying(self) -> list[ProcessId]:
+        """Whose core was being dumped, and of whose end nothing was told."""
+        return list(self._dying)
+
+    def expect(self, process: ProcessId, until: float) -> None:
+        """It is dead, and the word of that may be lost: what comes later than this is about another with its pid."""
+        self._until.setdefault(process, until)
 
     def within(self, at: float) -> dict[ProcessId, Act]:
         """What was acted on in the last seconds, as far as nothing was told of its end."""
@@ -76,7 +91,15 @@ class Watch:
         return self._acts.get(process)
 
     def find(self, pid: int) -> ProcessId | None:
-        return next((process for process in self._dying if process.pid == pid), None) or self._by_pid.get(pid)
+        """The latest of those that are watched with this pid."""
+        found = [process for process in self._dying if process.pid == pid]
+        if pid in self._by_pid:
+            found.append(self._by_pid[pid])
+        return max(found, key=lambda process: process.start, default=None)
+
+    def _die(self, process: ProcessId) -> Act | None:
+        self._until.pop(process, None)
+        return self._dying.pop(process, None)
 
     def _drop(self, process: ProcessId) -> Act | None:
         if self._by_pid.get(process.pid) == process:
@@ -92,6 +115,10 @@ class _Trial:
     """Those of which it was told that they ended, and of nothing bad."""
     waiting: dict[ProcessId, None] = field(default_factory=dict)
     """Who asked when there was no place, in this order."""
+    crashed: set[ProcessId] = field(default_factory=set)
+    """Those that died of a fatal signal, after an act of another policy's."""
+    doubts: int = 0
+    """How often its time was over, and nobody knew how one of them had ended."""
 
     def since(self) -> float | None:
         return min((at for at in self.processes.values() if at is not None), default=None)
@@ -106,10 +133,15 @@ class Finished(NamedTuple):
     over: list[str]
     """Policies that did no harm, once each."""
     unknown: list[tuple[str, ProcessId]]
-    """Policies whose trial goes on, with a process of which nobody knows how it ended: it may have died of the policy.
-    Others may take its place."""
+    """Policies with a process of which nobody knows how it ended: it may have died of the policy. The trial goes on,
+    and others may take its place, unless that was so too often: then it is over nevertheless."""
     waiting: list[ProcessId]
     """Who may ask again."""
+
+
+DOUBTS = 3
+"""How often a trial goes on because nobody knows how one of its processes ended: it must come to an end even where
+words are lost again and again."""
 
 
 class Trials:
@@ -156,14 +188,19 @@ class Trials:
         asked = list(trial.waiting)[: self.most]
         for each in asked:
             del trial.waiting[each]
-        if not trial.processes and not trial.waiting:
+        if not (trial.processes or trial.waiting or trial.doubts):
             del self._running[policy]
         return asked
+
+    def find(self, pid: int) -> ProcessId | None:
+        """The latest of the first ones, of any policy, with this pid."""
+        found = [process for trial in self._running.values() for process in trial.processes if process.pid == pid]
+        return max(found, key=lambda process: process.start, default=None)
 
     def ended(self, process: ProcessId) -> None:
         """It is told that it ended, and of nothing bad."""
         for trial in self._running.values():
-            if process in trial.processes:
+            if process in trial.processes and process not in trial.crashed:
                 trial.ended.add(process)
 
     def finished(
@@ -184,17 +221,16 @@ class Trials:
             waiting += trial.waiting
             trial.waiting = {}
             lost = [process for process in trial.processes if process not in trial.ended and is_gone(process)]
-            if not lost:
+            unknown += [(policy, process) for process in lost]
+            if not lost or trial.doubts == DOUBTS:
                 del self._running[policy]
                 self._tried.add(policy)
                 over.append(policy)
                 continue
-            unknown += [(policy, process) for process in lost]
+            trial.doubts += 1
             for process in lost:
                 del trial.processes[process]
             trial.renew(at)
-            if not trial.processes:
-                del self._running[policy]
         return Finished(over, unknown, waiting)
 
     def next_end(self) -> float | None:
@@ -205,10 +241,12 @@ class Trials:
     def failed(self, policy: str, process: ProcessId) -> bool:
         """One of the first processes died: True if the policy was on trial. It begins anew when it is asked for."""
         trial = self._running.get(policy)
-        if trial is None or process not in trial.processes:
-            return False
-        del self._running[policy]
-        return True
+        has_failed = trial is not None and process in trial.processes
+        if has_failed:
+            del self._running[policy]
+        for other in self._running.values():
+            other.crashed.add(process)
+        return has_failed
 
     def _is_over(self, policy: str) -> bool:
         return self.most == 0 or policy in self._tried

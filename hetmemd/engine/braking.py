@@ -71,13 +71,15 @@ class Brakes:
         found: BrakeSettings,
         rescan: Callable[[], None],
         look: Callable[[int], None],
+        hears: Callable[[], bool] = lambda: True,
     ) -> None:
         """`rescan` has everything looked at again, `look` the process of a pid: something may be done now that could
-        not be before, or no more."""
+        not be before, or no more. `hears` asks whether there is somebody who tells how processes end."""
         self._root = root
         self._ledger = ledger
         self._rescan = rescan
         self._look = look
+        self._hears = hears
         self.holds = Holds(root, root.read_text(BOOT_ID).strip())
         self._watch = Watch(found.crash_window)
         self._trials = Trials(ledger.tried, found.first_tasks, found.first_seconds)
@@ -267,7 +269,7 @@ class Brakes:
                 continue
             self._watch.acted(process, act)
             if dumps:
-                self._watch.dumps(process.pid, at)
+                self.dumps(process.pid)
             if act.policy:
                 self._trials.begins(act.policy, process)
                 self._trials.given(act.policy, process, act.at)
@@ -277,8 +279,11 @@ class Brakes:
     def crashed(self, pid: int, number: int, dumped: bool) -> None:
         """A process died of a fatal signal: if it was acted on a moment ago, that is over for its executable."""
         at = time.monotonic()
+        self._forget_former(pid)
         found = self._watch.died(pid, at)
         if found is None:
+            # Too long after an act to be its fault: as good an end as any.
+            self._ended_well(self._trials.find(pid))
             return
         process, act = found
         self._is_told(process)
@@ -294,15 +299,38 @@ class Brakes:
 
     def dumps(self, pid: int) -> None:
         """A process is dying of what asks for a core dump, and how it ended is told after that."""
-        self._watch.dumps(pid, time.monotonic())
+        at = time.monotonic()
+        self._forget_former(pid)
+        if found := self._watch.dumps(pid, at):
+            process, act = found
+            self._suspicions[act.executable] = _Suspicion(process, at)
 
     def ended(self, pid: int) -> None:
         """The first thread of a process ended, and of nothing bad."""
-        process = self._watch.find(pid)
-        if process is not None and self._is_ending(process):
+        self._ended_well(self._watch.find(pid))
+        # Trials may last longer than the watch over an act.
+        self._ended_well(self._trials.find(pid))
+
+    def _ended_well(self, process: ProcessId | None) -> None:
+        if process is not None and self._is_ending(process) and not self._is_former(process):
             self._watch.forget(process)
             self._trials.ended(process)
             self._is_told(process)
+
+    def _forget_former(self, pid: int) -> None:
+        """What is told of a pid is not about the process that had it before, of whose end nobody told."""
+        process = self._watch.find(pid)
+        if process is not None and self._is_former(process):
+            self._watch.forget(process)
+
+    def _is_former(self, process: ProcessId) -> bool:
+        """Whether another process has its pid by now, and has ended as well: words of an end are about that one. Words
+        come late: of one that lives they are not."""
+        try:
+            now = procfs.identify(self._root, process.pid)
+        except OSError:
+            return False
+        return now != process and self._is_ending(now)
 
     def _is_told(self, process: ProcessId) -> None:
         self._ledger.forget_act(process)
@@ -311,10 +339,14 @@ class Brakes:
         }
 
     def lost(self) -> None:
-        """Words of the ends of processes were lost."""
-        for process, act in self._watch.within(time.monotonic()).items():
+        """Words of the ends of processes were lost. Some that were not are still to come."""
+        at = time.monotonic()
+        for process, act in self._watch.within(at).items():
             if self._is_ending(process):
                 log.warning("process %d of %s: %s", process.pid, act.executable.path, UNHEARD)
+        for process in self._watch.dying():
+            if self._is_ending(process) and not self._is_dumping(process):
+                self._watch.expect(process, at + PATIENCE)
 
     def _hold(self, hold: Hold) -> None:
         try:
@@ -331,11 +363,15 @@ class Brakes:
 
     def _end_trials(self) -> None:
         self._timer = None
-        finished = self._trials.finished(time.monotonic(), self._is_ending, self._is_dumping)
+        # Where nobody tells, or nobody is to be told of, no word is awaited.
+        awaited = self._watch.seconds > 0 and self._hears()
+        is_gone = self._is_ending if awaited else lambda process: False
+        finished = self._trials.finished(time.monotonic(), is_gone, self._is_dumping)
         for key in finished.over:
             self._ledger.was_tried(key)
         for key, process in finished.unknown:
-            log.warning("process %d: %s; others try %s", process.pid, UNHEARD, key)
+            then = "that was so too often, and all are given" if key in finished.over else "others try"
+            log.warning("process %d: %s; %s %s", process.pid, UNHEARD, then, key)
         self._await_trials()
         for waiting in finished.waiting:
             self._look(waiting.pid)

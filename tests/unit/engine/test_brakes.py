@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetmemd.engine.brakes import Act, Stops, Trials, Watch, denied
+from hetmemd.engine.brakes import DOUBTS, Act, Stops, Trials, Watch, denied
 from hetmemd.kernel.procfs import Executable, ProcessId
 from hetmemd.policy.pattern import parse
 
@@ -81,12 +81,33 @@ def test_a_core_that_takes_long_to_dump_is_of_a_death_in_time() -> None:
     assert watch.died(9, 112.0) is None, "what begins after the window is nobody's fault"
 
 
+def test_a_word_that_was_lost_is_not_awaited_for_ever() -> None:
+    """The core is dumped, the end is lost: an hour later the pid is another program's."""
+    watch = Watch(10.0)
+    act = Act(PROGRAM, POLICY, 1.0)
+    for number in (7, 8, 9):
+        watch.acted(process(number), act)
+        assert watch.dumps(number, 2.0) == (process(number), act)
+    assert set(watch.dying()) == {process(7), process(8), process(9)}
+    for number in (7, 8):
+        watch.expect(process(number), 31.0)
+        watch.expect(process(number), 61.0)
+    assert watch.died(7, 30.0) == (process(7), act), "it was not lost, only late"
+    assert watch.died(8, 3600.0) is None
+    assert watch.died(9, 3600.0) == (process(9), act)
+    assert watch.dying() == []
+
+
 def test_of_two_processes_with_one_pid_the_later_one_died() -> None:
     watch = Watch(10.0)
     watch.acted(ProcessId(7, 1), Act(PROGRAM, "first", 1.0))
     watch.acted(ProcessId(7, 2), Act(PROGRAM, "second", 2.0))
     found = watch.died(7, 3.0)
     assert found is not None and found[1].policy == "second"
+    watch.acted(ProcessId(7, 3), Act(PROGRAM, "third", 4.0))
+    watch.dumps(7, 4.5)
+    watch.acted(ProcessId(7, 4), Act(PROGRAM, "fourth", 5.0))
+    assert watch.find(7) == ProcessId(7, 4)
 
 
 # -- first tasks
@@ -147,14 +168,18 @@ def test_what_is_over_was_had_for_its_time_by_one_that_is_known_to_be_well(
     has: dict[int, float] = {}
     told: set[int] = set()
     gone: set[ProcessId] = set()
+    doubts = 0
     for number, wait, what in acts:
         at += wait
         finished, unknown, _ = trials.finished(at, gone.__contains__, alive)
         assert not {each.pid for _, each in unknown} & told
         if finished:
             assert any(at - since >= 2.0 for since in has.values())
-            assert not {each.pid for each in gone} & (has.keys() - told), "one that vanished is never passed over"
+            lost = {each.pid for each in gone} & (has.keys() - told)
+            assert lost == {each.pid for _, each in unknown}, "one that vanished is never passed over in silence"
+            assert not lost or doubts == DOUBTS
             return
+        doubts += bool(unknown)
         for _, each in unknown:
             has.pop(each.pid, None)
         if process(number) in gone or number in told:
@@ -272,6 +297,35 @@ def test_of_whom_nobody_knows_how_it_ended_another_tries_it() -> None:
     gives(trials, "another", 4, 5.0)
     assert trials.finished(7.0, lambda each: True, alive) == ([], [("another", process(4))], [])
     assert trials.next_end() is None
+
+
+@given(st.lists(st.booleans(), min_size=20, max_size=20))
+def test_a_trial_comes_to_an_end_though_nobody_ever_tells(is_withdrawn: list[bool]) -> None:
+    """Short processes, one after the other."""
+    trials, at = Trials(most=1), 0.0
+    for number, withdrawn in enumerate(is_withdrawn):
+        if withdrawn:
+            trials.begins(POLICY, process(100 + number))
+            trials.withdraw(POLICY, process(100 + number))
+        assert gives(trials, POLICY, number, at)
+        at += 2.0
+        finished = trials.finished(at, lambda each: True, alive)
+        assert finished.unknown == [(POLICY, process(number))]
+        if finished.over:
+            break
+    assert number == DOUBTS
+    assert all(gives(trials, POLICY, number, at) for number in range(200, 300))
+
+
+def test_who_died_of_one_policy_did_not_end_well_with_another() -> None:
+    trials = Trials(most=1)
+    assert gives(trials, "a", 1, 0.0)
+    assert gives(trials, "b", 1, 0.0)
+    assert trials.find(1) == process(1)
+    assert trials.find(2) is None
+    assert trials.failed("b", process(1))
+    trials.ended(process(1))
+    assert trials.finished(2.0, lambda each: True, alive) == ([], [("a", process(1))], [])
 
 
 # -- stops per second

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from hetmemd.engine import braking
+from hetmemd.engine.brakes import DOUBTS
 from hetmemd.engine.braking import Brakes, policy_key
 from hetmemd.engine.ledger import Ledger
 from hetmemd.kernel.procfs import ProcessId
@@ -28,13 +30,16 @@ class Machine:
         (folder / "proc/sys/kernel/random/boot_id").write_text("one\n")
         (folder / "proc/self").mkdir()
         self.looked_at: list[int] = []
+        self.hears = True
         self.rescans = 0
         self.settings = BrakeSettings(first_tasks=2, first_seconds=0.1)
         self.ledger = Ledger(self.root)
         self.start()
 
     def start(self) -> None:
-        self.brakes = Brakes(self.root, self.ledger, self.settings, self._rescan, self.looked_at.append)
+        self.brakes = Brakes(
+            self.root, self.ledger, self.settings, self._rescan, self.looked_at.append, lambda: self.hears
+        )
 
     def restart(self) -> None:
         self.brakes.close()
@@ -45,20 +50,22 @@ class Machine:
     def _rescan(self) -> None:
         self.rescans += 1
 
-    def process(self, pid: int, program: str = "/bin/db", state: str = "S", dumps: int = 0) -> ProcessId:
+    def process(
+        self, pid: int, program: str = "/bin/db", state: str = "S", dumps: int = 0, start: int = 1000
+    ) -> ProcessId:
         """It lives, or is what it is now."""
         folder = self.root.path(f"/proc/{pid}")
         (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
         fields = " ".join(["0"] * 18)
         for name in (folder / "stat", folder / "task" / str(pid) / "stat"):
-            name.write_text(f"{pid} (db) {state} {fields} {1000 + pid} 0 0\n")
+            name.write_text(f"{pid} (db) {state} {fields} {start + pid} 0 0\n")
         (folder / "status").write_text(f"Name:\tdb\nUid:\t0\t0\t0\t0\nCoreDumping:\t{dumps}\n")
         file = self.root.path(program)
         file.parent.mkdir(exist_ok=True)
         file.touch()
         if not (folder / "exe").is_symlink():
             (folder / "exe").symlink_to(file)
-        return ProcessId(pid, 1000 + pid)
+        return ProcessId(pid, start + pid)
 
     def act(self, process: ProcessId, stops: int = 1, ended: bool = False, policy: str = POLICY) -> tuple[int, str]:
         permit = self.brakes.permit(process, "/a", policy, 1)
@@ -219,6 +226,118 @@ async def test_a_trial_does_not_pass_while_it_is_not_known_how_one_of_them_ended
     assert machine.ledger.tried == set()
     assert machine.act(machine.process(9)) == (1, ""), "in the place of the one that is gone"
     await until(lambda: machine.ledger.tried == {POLICY})
+
+
+@served
+async def test_a_trial_is_told_of_ends_however_short_the_watch_over_an_act(machine: Machine) -> None:
+    machine.settings = BrakeSettings(first_tasks=3, first_seconds=0.1, crash_window=0.01)
+    machine.restart()
+    for pid in (7, 8, 9):
+        assert machine.act(machine.process(pid)) == (1, "")
+    await asyncio.sleep(0.02)
+    machine.act(machine.process(20), policy="")  # which makes the watch forget the others
+    machine.process(7, state="Z")
+    machine.process(8, state="Z")
+    machine.brakes.ended(7)
+    machine.brakes.crashed(8, 11, False)
+    assert machine.held() == set(), "too late to be the act's fault"
+    assert machine.act(machine.process(10)) == (0, "trial")
+    await until(lambda: machine.looked_at == [10])
+    assert machine.ledger.tried == {POLICY}
+
+
+@served
+async def test_where_nobody_tells_of_ends_a_trial_awaits_no_word(machine: Machine) -> None:
+    machine.hears = False
+    machine.act(machine.process(7))
+    machine.process(7, state="Z")
+    await until(lambda: machine.ledger.tried or not machine.brakes._timer)
+    assert machine.ledger.tried == {POLICY}
+
+
+@served
+async def test_where_deaths_are_nobodys_fault_a_trial_awaits_no_word(machine: Machine) -> None:
+    machine.settings = BrakeSettings(first_tasks=2, first_seconds=0.1, crash_window=0.0)
+    machine.restart()
+    machine.act(machine.process(7))
+    machine.process(7, state="Z")
+    await until(lambda: machine.ledger.tried or not machine.brakes._timer)
+    assert machine.ledger.tried == {POLICY}
+
+
+def test_a_trial_that_ends_without_a_word_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        machine = Machine(tmp_path)
+        for pid in range(7, 50):
+            if machine.ledger.tried:
+                break
+            machine.act(machine.process(pid))
+            machine.process(pid, state="Z")
+            await until(lambda: machine.ledger.tried or not machine.brakes._timer)
+        machine.brakes.close()
+        machine.ledger.close()
+
+    asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == DOUBTS + 1
+    assert ["others try" in each for each in said] == [True] * DOUBTS + [False]
+    assert "all are given" in said[-1]
+
+
+@served
+async def test_who_dies_with_the_pid_of_one_whose_end_was_lost_is_another(machine: Machine) -> None:
+    for pid in (7, 8):
+        assert machine.act(machine.process(pid)) == (1, "")
+    for pid in (7, 8):
+        machine.brakes.dumps(pid)
+    machine.process(7, state="Z", start=9000)
+    machine.process(8, start=9000)
+    machine.brakes.crashed(7, 11, False)
+    assert (machine.brakes.crashes, machine.held()) == (0, set())
+    machine.brakes.crashed(8, 11, False)
+    assert machine.brakes.crashes == 1, "the new one lives: the word is about the one before"
+
+
+@served
+async def test_what_was_dying_when_words_were_lost_is_soon_forgotten(machine: Machine) -> None:
+    for pid in (7, 8):
+        assert machine.act(machine.process(pid)) == (1, "")
+    for pid in (7, 8):
+        machine.brakes.dumps(pid)
+    machine.process(7, state="Z")
+    machine.process(8, dumps=1)
+    machine.brakes.lost()
+    later = time.monotonic() + 3600.0
+    assert machine.brakes._watch.died(7, later) is None
+    assert machine.brakes._watch.died(8, later) is not None, "its core is dumped still"
+
+
+@served
+async def test_the_executable_rests_from_the_beginning_of_a_dump(machine: Machine) -> None:
+    machine.settings = BrakeSettings(first_tasks=0)
+    machine.restart()
+    machine.act(machine.process(7))
+    second = machine.process(8)
+    assert machine.act(second) == (1, "")
+    machine.process(7, dumps=1)
+    machine.brakes.dumps(7)
+    assert machine.act(second) == (0, "suspect")
+    machine.process(7, state="Z")
+    machine.brakes.ended(7)
+    assert machine.act(second) == (1, "")
+
+
+@served
+async def test_the_executable_rests_after_a_restart_amid_a_dump(machine: Machine) -> None:
+    machine.settings = BrakeSettings(first_tasks=0)
+    machine.restart()
+    machine.act(machine.process(7))
+    machine.process(7, dumps=1)
+    machine.restart()
+    second = machine.process(8)
+    assert machine.act(second) == (0, "suspect")
+    machine.brakes.crashed(7, 11, True)
+    assert machine.act(second) == (0, "crashed")
 
 
 @served
