@@ -182,7 +182,7 @@ class Binder:
         """
         if record.refusal:
             return False
-        is_unknown = self.heritage.take(record.process)
+        is_unknown = await self.heritage.inherit(record.process)
         wish = _UNDO if self._brakes.undone(record.process, record.cgroup) else self._wish(record.cgroup)
         if not wish.asked.is_regional and not is_unknown and not self._ledger.regions(record.process):
             self._states.pop(record.process.pid, None)

@@ -77,9 +77,21 @@ class Image(NamedTuple):
     def layout(self) -> tuple[int, int, int]:
         return (self.code, self.stack, self.heap)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the kernel says where that is: all that it does not say it of would look like one another."""
+        return self.code > 1
+
+    def is_kin(self, other: Image) -> bool:
+        """Whether both were laid out by the same exec, as far as that can be told."""
+        return self.is_told and self.layout == other.layout
+
 
 def image(root: Root, pid: int) -> Image:
-    """From /proc/PID/stat: `startcode`, `startstack` and `start_brk`, 0 without the right (PTRACE_MODE_READ)."""
+    """From /proc/PID/stat: `startcode`, `startstack` and `start_brk`.
+
+    1, 0 and 0 without the right (PTRACE_MODE_READ), all 0 of a zombie: do_task_stat() in fs/proc/array.c.
+    """
     text = root.read_text(f"/proc/{pid}/stat")
     found, fields = parse_stat(text), text.rpartition(")")[2].split()
     return Image(ProcessId(pid, found.start), found.ppid, int(fields[23]), int(fields[25]), int(fields[44]))

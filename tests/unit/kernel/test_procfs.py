@@ -67,3 +67,20 @@ def test_an_error_carries_its_path(root: Root, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         procfs.stat(root, 99)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["1", "0"], ids=["without the right", "a zombie"])
+def test_address_spaces_of_which_nothing_is_told_are_not_alike(tmp_path: Path, code: str) -> None:
+    def image(pid: int, code: str, stack: str, heap: str) -> procfs.Image:
+        fields = ["S", "1", *["0"] * 47]
+        fields[23], fields[25], fields[44] = code, stack, heap
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/stat").write_text(f"{pid} (a) " + " ".join(fields))
+        return procfs.image(Root(tmp_path), pid)
+
+    told = image(3, "4096", "8192", "12288")
+    assert image(4, "4096", "8192", "12288").is_kin(told)
+    assert not image(5, "4096", "8192", "16384").is_kin(told)
+    untold = image(6, code, "0", "0")
+    assert not untold.is_kin(untold)
+    assert not untold.is_told
