@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from hetmemd.engine.decide import nodes_within, shows
@@ -302,17 +302,12 @@ def followed(marks: Sequence[RegionMark], found: Sequence[Region], allowed: froz
     """
     ledger = _Marks(marks, (), allowed)
     bound = [(region, ledger.value_of(region, ledger.mark_of(region.start, region.end))) for region in found]
-    lost = list(without(marks, [(region.start, region.end) for region, ours in bound if ours is not None]))
+    lost = _Lost(without(marks, [(region.start, region.end) for region, ours in bound if ours is not None]), allowed)
     moved: list[RegionMark] = []
-    for region, ours in bound if lost else ():
+    for region, ours in bound if lost.groups else ():
         if ours is not None or not region.is_bound or region.policy in (None, DEFAULT):
             continue
-        alike = [mark for mark in lost if _is_value_of(mark, region, allowed)]
-        if len({mark.replaced for mark in alike}) != 1:
-            continue
-        mark = min(alike, key=lambda each: abs(each.end - each.start - region.size))
-        if mark.end - mark.start == region.size or mark.issued.mode.takes_nodes:
-            lost.remove(mark)
+        if mark := lost.take(region):
             moved.append(replace(mark, start=region.start, end=region.end))
     if not moved:
         return tuple(marks)
@@ -320,9 +315,70 @@ def followed(marks: Sequence[RegionMark], found: Sequence[Region], allowed: froz
     return tuple(sorted((*rest, *moved), key=lambda mark: mark.start))
 
 
-def _is_value_of(mark: RegionMark, region: Region, allowed: frozenset[int]) -> bool:
-    values = [value for value in (mark.issued, mark.earlier) if value is not None]
-    return region.policy is not None and any(shows(region.policy, value, allowed) for value in values)
+@dataclass(slots=True)
+class _Group:
+    """Lost marks that say the same of the policy of their region."""
+
+    values: tuple[Mempolicy, ...]
+    replaced: Mempolicy | None
+    """What all of them tell; None where they differ."""
+    by_size: list[tuple[int, int]] = field(default_factory=list)
+    """Ascending: bytes, and the place in the order of all."""
+
+    def nearest(self, size: int) -> list[tuple[int, int]]:
+        """The first of the least size that is not below, and of the greatest that is."""
+        above = bisect.bisect_left(self.by_size, (size, 0))
+        found = self.by_size[above : above + 1]
+        if above:
+            found.append(self.by_size[bisect.bisect_left(self.by_size, (self.by_size[above - 1][0], 0))])
+        return found
+
+
+class _Lost:
+    """Marks of places where nothing shows them any more. There may be thousands, of a process with as many regions of
+    its own: a region is compared with the few policies that they name, not with each."""
+
+    def __init__(self, marks: Sequence[RegionMark], allowed: frozenset[int]) -> None:
+        self._marks = marks
+        self._allowed = allowed
+        self._shown: dict[Mempolicy, list[_Group]] = {}
+        groups: dict[tuple[Mempolicy, Mempolicy | None], _Group] = {}
+        for place, mark in enumerate(marks):
+            values = tuple(value for value in (mark.issued, mark.earlier) if value is not None)
+            group = groups.setdefault((mark.issued, mark.earlier), _Group(values, mark.replaced))
+            group.by_size.append((mark.end - mark.start, place))
+            if mark.replaced != group.replaced:
+                group.replaced = None
+        self.groups = list(groups.values())
+        for group in self.groups:
+            group.by_size.sort()
+
+    def take(self, region: Region) -> RegionMark | None:
+        """The mark of a region that was moved, which no other can have then; None where that cannot be told."""
+        alike = [group for group in self._showing(region.policy) if group.by_size]
+        told = {group.replaced for group in alike}
+        if len(told) != 1 or None in told:
+            return None
+        near = [
+            (abs(each - region.size), place, group) for group in alike for each, place in group.nearest(region.size)
+        ]
+        _, place, group = min(near, key=lambda each: each[:2])
+        mark = self._marks[place]
+        size = mark.end - mark.start
+        if size != region.size and not mark.issued.mode.takes_nodes:
+            return None
+        del group.by_size[bisect.bisect_left(group.by_size, (size, place))]
+        return mark
+
+    def _showing(self, policy: Mempolicy | None) -> list[_Group]:
+        """Those whose regions would show this policy."""
+        if policy is None:
+            return []
+        if policy not in self._shown:
+            self._shown[policy] = [
+                group for group in self.groups if any(shows(policy, value, self._allowed) for value in group.values)
+            ]
+        return self._shown[policy]
 
 
 def settled(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetmemd.engine import decide, regionwise
 from hetmemd.engine.regionwise import (
     ALWAYS,
     LOCAL,
@@ -198,6 +199,40 @@ def test_what_the_application_binds_elsewhere_has_moved_from_nowhere() -> None:
     assert followed(marks, found[1:3], ALLOWED) == marks
 
 
+def test_no_two_regions_have_moved_from_one_place() -> None:
+    marks = (mark(0, 9, WEIGHTED), mark(20, 30, WEIGHTED, earlier=BIND))
+    found = [region(100, 109, policy=WEIGHTED), region(200, 212, policy=WEIGHTED), region(300, 309, policy=WEIGHTED)]
+    moved = [each for each in followed(marks, found, ALLOWED) if each.start >= 100 * PAGE]
+    assert moved == [mark(100, 109, WEIGHTED), mark(200, 212, WEIGHTED, earlier=BIND)]
+    # Of those that come as near as one another it is the first.
+    for sizes in ((9, 9), (8, 10), (10, 8)):
+        marks = (mark(0, sizes[0], WEIGHTED, THEIRS, home=0), mark(20, 20 + sizes[1], WEIGHTED, THEIRS, home=1))
+        assert mark(100, 109, WEIGHTED, THEIRS, home=0) in followed(marks, found[:1], ALLOWED)
+    # What is left of several tells alone.
+    marks = (mark(0, 9, BIND, THEIRS), mark(20, 30, WEIGHTED, earlier=BIND))
+    found = [region(100, 110, policy=WEIGHTED), region(200, 209, policy=BIND)]
+    moved = [each for each in followed(marks, found, ALLOWED) if each.start >= 100 * PAGE]
+    assert moved == [mark(100, 110, WEIGHTED, earlier=BIND), mark(200, 209, BIND, THEIRS)]
+
+
+def test_what_was_lost_is_compared_by_policy_and_not_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def shows(now: Mempolicy, value: Mempolicy, allowed: frozenset[int]) -> bool:
+        nonlocal compared
+        compared += 1
+        return decide.shows(now, value, allowed)
+
+    monkeypatch.setattr(regionwise, "shows", shows)
+    many = 300
+    marks = [mark(2 * at, 2 * at + 1, WEIGHTED) for at in range(many)]
+    # The application has bound each of them itself, and moved as many others that show hetmemd's.
+    here = [region(2 * at, 2 * at + 1, policy=THEIRS) for at in range(many)]
+    there = [region(9 * many + 2 * at, 9 * many + 2 * at + 1, policy=WEIGHTED) for at in range(many)]
+    assert len(followed(marks, [*here, *there], ALLOWED)) == 2 * many
+    assert compared <= 2 * many
+
+
 def test_shared_and_huge_memory_only_where_somebody_looked() -> None:
     asked = Asked(WEIGHTED, scope(("shm", "hugetlb", "exec", "file")))
     found = [region(0, 9, "shm"), region(10, 20, "hugetlb"), region(20, 30, "exec"), region(30, 40, "file")]
@@ -342,6 +377,62 @@ def test_of_regions_that_were_all_moved_nothing_stays_bound(table: Table, asked:
     undone = decide_regions(seen(moved, task), NOTHING, ALLOWED, now, {WEIGHTED, BIND}).changes
     left = {own for _, _, _, own in mbind(moved, undone)}
     assert not left & {WEIGHTED, BIND}
+
+
+def followed_one_by_one(marks: tuple[RegionMark, ...], found: list[Region]) -> tuple[RegionMark, ...]:
+    """`followed`, as it is said: each region with each mark."""
+
+    def show(region: Region, values: tuple[Mempolicy | None, ...]) -> bool:
+        return any(region.policy and value and decide.shows(region.policy, value, ALLOWED) for value in values)
+
+    def is_ours(region: Region) -> bool:
+        covering = [
+            (min(each.end, region.end) - max(each.start, region.start), -each.start, each)
+            for each in marks
+            if each.start < region.end and region.start < each.end
+        ]
+        if not covering or region.policy == DEFAULT:
+            return False
+        best = max(covering, key=lambda each: each[:2])[2]
+        return show(region, (best.issued, best.earlier))
+
+    lost = list(without(marks, [(each.start, each.end) for each in found if is_ours(each)]))
+    moved: list[RegionMark] = []
+    for each in found:
+        if is_ours(each) or not each.is_bound or each.policy == DEFAULT:
+            continue
+        alike = [mark for mark in lost if show(each, (mark.issued, mark.earlier))]
+        if len({mark.replaced for mark in alike}) == 1:
+            best = min(alike, key=lambda mark: abs(mark.end - mark.start - each.size))
+            if best.end - best.start == each.size or best.issued.mode.takes_nodes:
+                lost.remove(best)
+                moved.append(replace(best, start=each.start, end=each.end))
+    rest = without(marks, [(each.start, each.end) for each in moved])
+    return tuple(sorted((*rest, *moved), key=lambda mark: mark.start)) if moved else marks
+
+
+POLICIES = st.sampled_from([WEIGHTED, WEIGHTED, WEIGHTED, BIND, LOCAL, THEIRS])
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> list[tuple[int, int]]:
+    at, ranges = 0, []
+    for gap, length in draw(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=12)):
+        ranges.append((at + gap, at + gap + length))
+        at += gap + length
+    return ranges
+
+
+@given(ranges(), ranges(), st.sampled_from([0, 1, 10, 100, 100]), st.data())
+def test_marks_follow_their_regions_as_it_is_said(
+    marked: list[tuple[int, int]], mapped: list[tuple[int, int]], away: int, data: st.DataObject
+) -> None:
+    earlier, replaced = st.sampled_from([None, None, BIND]), st.sampled_from([DEFAULT, DEFAULT, THEIRS])
+    marks = tuple(
+        mark(*place, data.draw(POLICIES), data.draw(replaced), earlier=data.draw(earlier)) for place in marked
+    )
+    found = [region(away + start, away + end, policy=data.draw(POLICIES)) for start, end in mapped]
+    assert followed(marks, found, ALLOWED) == followed_one_by_one(marks, found)
 
 
 @pytest.mark.parametrize("words", [("all",), ("heap",), ("all", "!stack")])
