@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.binding import Binder
@@ -32,14 +33,24 @@ from hetmemd.watch.hint import Hint
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FIRST_RETRY, LAST_RETRY = 0.2, 30.0
 """Seconds between looks at a process whose act was deferred; doubled each time, the scan goes on after that."""
 YOUNG = 1.0
 """Seconds after which a child that has its parent's policy already (T2) is taken up: most do not live so long."""
 SLICE = 64
-"""Processes looked at before the loop serves everything else again."""
+"""Processes looked at, or heard of, before the loop serves everything else again."""
 QUIET = frozenset({"observe", "no-allowed-node", "broken-file", "trial"})
 """Reasons that a further look does not mend: what ends them is a hint of its own."""
+
+
+async def _in_slices(all_of_them: Iterable[T]) -> AsyncIterator[T]:
+    """Each of them, and the loop's turn now and then: after a burst there are tens of thousands."""
+    for number, each in enumerate(all_of_them, 1):
+        yield each
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
 
 
 class Engine:
@@ -159,9 +170,9 @@ class Engine:
         at = self._now()
         for pid in pending.ended:
             self._binder.heritage.forget(pid)
-        for pid, parent in pending.forked.items():
+        async for pid, parent in _in_slices(pending.forked.items()):
             self._binder.heritage.forked(pid, parent)
-        for pid in pending.executed:
+        async for pid in _in_slices(pending.executed):
             self._binder.heritage.executed(pid)
         if pending.files:
             await self._cgroups(self._world.read_files(), at)
@@ -171,9 +182,9 @@ class Engine:
             self._world.look(path)
         for path, hinted in pending.cgroups.items():
             await self._cgroups([path, *self._world.look(path)], hinted)
-        for pid, hinted in pending.executed.items():
+        async for pid, hinted in _in_slices(pending.executed.items()):
             self._executed(pid, hinted)
-        for pid, parent in pending.forked.items():
+        async for pid, parent in _in_slices(pending.forked.items()):
             self._child(pid, parent, at)
         for pid in pending.ended:
             if pid in self.records or pid in self._looks or pid in self._clear:
@@ -201,13 +212,11 @@ class Engine:
             cgroup = self._world.tree.by_path.get(path)
             if cgroup is None or not (all_of_them or self._concerns(path)):
                 continue
-            for number, pid in enumerate(self._processes(cgroup)):
+            async for pid in _in_slices(self._processes(cgroup)):
                 seen.add(pid)
                 if all_of_them and (record := self.records.get(pid)):
                     record.renew()
                 self._look(pid, hinted)
-                if number % SLICE == SLICE - 1:
-                    await asyncio.sleep(0)
         return seen
 
     def _concerns(self, path: str) -> bool:
