@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from hetmemd import settings
@@ -36,6 +36,8 @@ AGAIN = 0.2
 """Seconds until what could not be given back is tried once more."""
 AT_ONCE = 64
 """Processes looked at side by side."""
+NO_TIME = "no-time"
+"""Why a process was left that was not looked at to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +108,33 @@ class Giving:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         before = self._steering.given_back
-        await self._adopt(selection)
+        await self._adopt(selection, loop.time() + seconds / 2)
+        reasons: dict[int, Left] = {}
         while True:
-            left = await self._once(selection, until)
+            # A try that the limit cut short says less than the one before.
+            tried = await self._once(selection, until)
+            left = [reasons.get(each.pid, each) if each.reason == NO_TIME else each for each in tried]
+            reasons = {each.pid: each for each in left}
             if all(each.is_refused for each in left) or loop.time() + AGAIN >= until:
                 return Given(self._steering.given_back - before, tuple(left))
             await asyncio.sleep(AGAIN)
 
-    async def _adopt(self, selection: Selection) -> None:
-        """Who was forked while there was no service has no marks of its own; parents first."""
-        for process, path in sorted(self._processes(selection), key=lambda found: found[0].start):
-            with contextlib.suppress(OSError, StuckError):
-                self._heritage.take(process)
-                await self._steering.adopt(Record(process, "", path, None))
+    async def _adopt(self, selection: Selection, until: float) -> None:
+        """Who was forked while there was no service has no marks of its own; parents first.
+
+        Who there is no time for is looked at all the same, and taken up then, as long as there is somebody to tell.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                found = await self._found(selection)
+                for process, path in sorted(found, key=lambda each: each[0].start):
+                    await asyncio.sleep(0)  # neither the watchdog nor the limit waits for all of them
+                    with contextlib.suppress(OSError, StuckError):
+                        await self._heritage.inherit(process)
+                        await self._steering.adopt(Record(process, "", path, None))
 
     async def _once(self, selection: Selection, until: float) -> list[Left]:
-        found = list(self._processes(selection))
+        found = await self._found(selection)
         left: list[Left] = []
         for begin in range(0, len(found), AT_ONCE):
             some = found[begin : begin + AT_ONCE]
@@ -135,7 +148,7 @@ class Giving:
                     if not self._is_alive(process):
                         continue
                     if record is None:
-                        left.append(Left(process.pid, "", path, "no-time"))
+                        left.append(Left(process.pid, "", path, NO_TIME))
                         continue
                     refused = bool(record.refusal)
                     left.append(Left(process.pid, record.comm, path, record.reason, record.note, refused))
@@ -156,10 +169,10 @@ class Giving:
     async def preview(self, selection: Selection) -> list[Plan]:
         """What `give_back` would do now."""
         plans: list[Plan] = []
-        for process, path in self._processes(selection):
+        for process, path in await self._found(selection):
             try:
                 comm = procfs.stat(self._root, process.pid).comm
-                self._heritage.take(process)
+                await self._heritage.inherit(process)
                 found = await self._steering.preview(Record(process, comm, path, None))
             except (OSError, StuckError):
                 continue
@@ -172,10 +185,12 @@ class Giving:
             ]
         return plans
 
-    def _processes(self, selection: Selection) -> Iterable[tuple[ProcessId, str]]:
+    async def _found(self, selection: Selection) -> list[tuple[ProcessId, str]]:
         """User processes of the selection: whatever the ledger says, a child may carry what its parent was given."""
-        pids = [int(name) for name in os.listdir(self._root.name("/proc")) if name.isdigit()]  # noqa: PTH208
-        for pid in sorted(pids):
+        found: list[tuple[ProcessId, str]] = []
+        for number, pid in enumerate(procfs.pids(self._root), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 stat = procfs.stat(self._root, pid)
                 path = None if stat.flags & procfs.PF_KTHREAD else procfs.cgroup_path(self._root, pid)
@@ -188,7 +203,8 @@ class Giving:
                 and path is not None
                 and any(selection.includes(process, each) for each in {path, *others.values()})
             ):
-                yield process, path
+                found.append((process, path))
+        return found
 
     def _is_alive(self, process: ProcessId) -> bool:
         try:
