@@ -205,7 +205,7 @@ def test_no_two_regions_have_moved_from_one_place() -> None:
     moved = [each for each in followed(marks, found, ALLOWED) if each.start >= 100 * PAGE]
     assert moved == [mark(100, 109, WEIGHTED), mark(200, 212, WEIGHTED, earlier=BIND)]
     # Of those that come as near as one another it is the first.
-    for sizes in ((9, 9), (8, 10), (10, 8)):
+    for sizes in ((9, 9), (8, 8), (8, 10), (10, 8)):
         marks = (mark(0, sizes[0], WEIGHTED, THEIRS, home=0), mark(20, 20 + sizes[1], WEIGHTED, THEIRS, home=1))
         assert mark(100, 109, WEIGHTED, THEIRS, home=0) in followed(marks, found[:1], ALLOWED)
     # What is left of several tells alone.
