@@ -14,7 +14,6 @@ from tests.machine.remote_target import BIND, INTERLEAVE, Acting, Target
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.lab,
     pytest.mark.lab(kernel="6.1"),
     pytest.mark.lab(kernel="newest", topology="two-sockets"),
 ]

@@ -18,7 +18,7 @@ from .marks import Guest
 from .say import LabError, say
 
 REPORT = "junit.xml"
-DEFAULT_SECONDS = 1200.0
+DEFAULT_SECONDS = 2400.0
 # pytest's own exit status.
 NO_TESTS = 5
 
