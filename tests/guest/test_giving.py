@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
-import sys
 import tarfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.guest.daemon import FILES, Group, all_shown, drop, eventually, policy, shown, systemctl
+from tests.guest.daemon import FILES, Group, drop, eventually, policy, shown, systemctl
 
 pytestmark = pytest.mark.lab
 
@@ -96,48 +94,6 @@ def test_L2_restore_on_a_stop_and_on_no_restart(group: Group) -> None:
         assert "given back to 2 threads" in journal.stdout
         systemctl("start", "hetmemd")
         eventually("both hold it again", lambda: {shown(plain.pid), shown(own.pid)} == {THREE_TO_ONE})
-
-
-MANY = (
-    "import threading, time\n"
-    "for _ in range(79): threading.Thread(target=time.sleep, args=(10000,), daemon=True).start()\n"
-    "time.sleep(10000)"
-)
-ALL = 3 * 80
-"""Threads of three of these: more than a stop has time for at ten a second."""
-
-
-def test_L2_a_stop_with_more_tasks_than_it_has_time_for(group: Group) -> None:
-    """It ends by itself within the unit's limit, says what it leaves, and that is not forgotten."""
-    drop("50-giving.toml", policy(group.path))
-    with ExitStack() as stack:
-        tasks = [stack.enter_context(running(sys.executable, "-c", MANY)) for _ in range(3)]
-        for task in tasks:
-            group.take(task.pid)
-
-        def carrying() -> int:
-            return sum(all_shown(task.pid)[THREE_TO_ONE] for task in tasks)
-
-        eventually("all have it", lambda: carrying() == ALL)
-        before = SETTINGS.read_text()
-        assert "\n[brakes]\n" in before
-        slow = before.replace("\n[brakes]\n", "\n[brakes]\nstops_per_second = 10\n")
-        SETTINGS.write_text('on_stop = "restore"\n' + slow)
-        systemctl("reload", "hetmemd")
-        systemctl("stop", "hetmemd")
-        SETTINGS.write_text(before)
-        assert systemctl("show", "-P", "Result", "hetmemd") == "success", "it was not ended by the limit"
-        left = carrying()
-        assert 0 < left < ALL
-        journal = subprocess.run(
-            ["journalctl", "-u", "hetmemd", "-o", "cat"], capture_output=True, text=True, check=True
-        ).stdout
-        said = journal.rpartition("given back to ")[2]
-        given = re.match(r"(\d+) threads; left, and kept in the ledger: ", said)
-        # What was under way when the time was over is not counted any more.
-        assert given and 0 < int(given[1]) <= ALL - left, said
-        told = hetmemctl("undo", "--cgroup", group.path)
-        assert (told["threads"], told["left"], carrying()) == (left, [], 0)
 
 
 def test_undo_everywhere_by_the_service_holds_over_a_restart(group: Group) -> None:
