@@ -77,11 +77,16 @@ class Held:
             raise Declined(Outcome.DEFERRED, "stub")
         if dispatches:
             raise Declined(Outcome.UNSTEERABLE, "syscall-user-dispatch")
-        if dispatches is None and ptrace.blocked_signals(self.tid) >> (signal.SIGSYS - 1) & 1:
-            # The call would raise SIGSYS if it does, which we would keep from it: but of a signal that is blocked the
-            # kernel forgets the handler first (force_sig_info_to_task() in kernel/signal.c), and the next one kills.
+        if dispatches is None and (ptrace.blocked_signals(self.tid) & self._caught()) >> (signal.SIGSYS - 1) & 1:
+            # Who dispatches its syscalls has a handler for that. The call would raise SIGSYS, which we would keep from
+            # it: but of a signal that is blocked the kernel forgets the handler first (force_sig_info_to_task() in
+            # kernel/signal.c), and the next one kills.
             raise Declined(Outcome.DEFERRED, "sigsys-blocked")
         return True
+
+    def _caught(self) -> int:
+        """Mask of the signals that the program handles."""
+        return int(self.target.status(self.tid).get("SigCgt", "0"), 16)
 
     @property
     def came_short(self) -> bool:

@@ -30,6 +30,7 @@ static void *reading(void *unused)
 {
     sigset_t all;
     sigfillset(&all);
+    sigdelset(&all, SIGSYS);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
     return until_end_of_input(unused);
 }
