@@ -31,6 +31,7 @@ PACKAGES = (
     "python3-prometheus-client",
     "python3-systemd",
     "python3-pytest",
+    "python3-pytest-timeout",
     "python3-hypothesis",
 )
 

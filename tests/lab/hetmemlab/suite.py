@@ -149,6 +149,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _in_guest(guest: Guest, words: list[str], timeout: float, built: Path) -> Run:
     pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", "lab", f"--junitxml=/lab/results/{REPORT}"]
+    pytest += ["--durations=15", "--durations-min=5"]
     command = ["--topology", guest.topology, "--kernel", guest.kernel, "--timeout", str(timeout), "--time"]
     command += ["--with", str(built)]
     if guest.append:
