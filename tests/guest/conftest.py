@@ -5,10 +5,31 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.guest.daemon import FILES, Group, systemctl
+from tests.running import running
+
+# What is known of a failure once the guest is gone.
+_EVIDENCE = (
+    ("hetmemctl", "status"),
+    ("systemctl", "status", "--no-pager", "--lines=0", "hetmemd"),
+    ("journalctl", "--no-pager", "--lines=60", "--unit=hetmemd"),
+    ("dmesg", "--level=emerg,alert,crit,err,warn"),
+)
+
+
+# The older form of a wrapper, as in tests/conftest.py.
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    report: pytest.TestReport = (yield).get_result()
+    if report.failed:
+        for command in _EVIDENCE:
+            told = subprocess.run(command, capture_output=True, text=True, check=False)
+            report.sections.append((" ".join(command), (told.stdout + told.stderr)[-8000:]))
+
 
 OBSERVE = Path("/run/hetmemd/observe")
 
@@ -33,6 +54,5 @@ def group() -> Generator[Group, None, None]:
 
 @pytest.fixture
 def task() -> Generator[subprocess.Popen[bytes], None, None]:
-    with subprocess.Popen(["sleep", "10000"]) as popen:
+    with running(["sleep", "10000"]) as popen:
         yield popen
-        popen.kill()

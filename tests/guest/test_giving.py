@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.guest.daemon import FILES, Group, drop, eventually, policy, shown, systemctl
+from tests.running import running
 
 pytestmark = pytest.mark.lab
 
@@ -53,18 +54,9 @@ def group() -> Generator[Group, None, None]:
 
 
 @contextmanager
-def running(*command: str) -> Generator[Task, None, None]:
-    with subprocess.Popen(command) as popen:
-        try:
-            yield popen
-        finally:
-            popen.kill()
-
-
-@contextmanager
 def two(group: Group) -> Generator[tuple[Task, Task, str], None, None]:
     """A task without a policy, one with its own, and what that is; both overridden."""
-    with running("sleep", "10000") as plain, running("numactl", "--preferred=1", "sleep", "10000") as own:
+    with running(["sleep", "10000"]) as plain, running(["numactl", "--preferred=1", "sleep", "10000"]) as own:
         eventually("numactl did its part", lambda: shown(own.pid).startswith("prefer"))
         before = shown(own.pid)
         for task in (plain, own):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.daemon import Child, Group, drop, eventually, metrics, policy, shown, told
+from tests.running import running
 
 pytestmark = pytest.mark.usefixtures("service")
 
@@ -48,22 +49,19 @@ def failures(reason: str) -> float:
 
 def is_refused_and_moved(group: Group, child: Child, reason: str, note: str) -> None:
     """What runs in the group gets no policy, which is said for each and once for all, and its pages get their ratio."""
-    with subprocess.Popen(["sleep", "10000"]) as other:
-        try:
-            group.take(other.pid)
-            before = failures(reason)
-            drop("50-test.toml", policy(group.path, nodes="0-1"))
-            pids = (child.pid, other.pid)
-            eventually("it is said of both", lambda: {said_of(pid) for pid in pids} == {("refused", reason)})
-            eventually("both are counted", lambda: failures(reason) >= before + 2)
-            eventually("3:1 by moving", lambda: abs(child.shares().get(1, 0) - 0.25) < 0.02)
-            assert shown(child.pid) == shown(other.pid) == "default"
-            eventually("noted", lambda: note in notes())
-            assert notes().count(note) == 1
-            assert journal().count(note) == 1
-            assert other.poll() is None
-        finally:
-            other.kill()
+    with running(["sleep", "10000"]) as other:
+        group.take(other.pid)
+        before = failures(reason)
+        drop("50-test.toml", policy(group.path, nodes="0-1"))
+        pids = (child.pid, other.pid)
+        eventually("it is said of both", lambda: {said_of(pid) for pid in pids} == {("refused", reason)})
+        eventually("both are counted", lambda: failures(reason) >= before + 2)
+        eventually("3:1 by moving", lambda: abs(child.shares().get(1, 0) - 0.25) < 0.02)
+        assert shown(child.pid) == shown(other.pid) == "default"
+        eventually("noted", lambda: note in notes())
+        assert notes().count(note) == 1
+        assert journal().count(note) == 1
+        assert other.poll() is None
     assert child.intact()
 
 

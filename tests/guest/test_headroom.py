@@ -13,6 +13,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory.headroom import Headroom
 from tests.guest.daemon import CGROUPS, Child, Group, drop, eventually, policy, shown, told
 from tests.machine.regions_program import Program
+from tests.running import running
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("service")]
 SPARE = 16 << 20
@@ -46,17 +47,14 @@ def task(pid: int) -> tuple[str, str]:
 
 
 def test_L7_of_a_bind_that_the_cpuset_cuts_to_a_full_node(full: Child, confined: Group) -> None:
-    with subprocess.Popen(["sleep", "10000"]) as popen:
-        try:
-            confined.take(popen.pid)
-            drop("50-bind.toml", policy(confined.path, "bind", "0-1"))
-            eventually("shown as refused", lambda: task(popen.pid) == ("refused", "headroom"))
-            assert shown(popen.pid) == "default"
-            # With the other node allowed there is room.
-            (confined.folder / "cpuset.mems").write_text("0-1")
-            eventually("applied", lambda: shown(popen.pid) == "bind=static:0-1")
-        finally:
-            popen.kill()
+    with running(["sleep", "10000"]) as popen:
+        confined.take(popen.pid)
+        drop("50-bind.toml", policy(confined.path, "bind", "0-1"))
+        eventually("shown as refused", lambda: task(popen.pid) == ("refused", "headroom"))
+        assert shown(popen.pid) == "default"
+        # With the other node allowed there is room.
+        (confined.folder / "cpuset.mems").write_text("0-1")
+        eventually("applied", lambda: shown(popen.pid) == "bind=static:0-1")
 
 
 def test_L7_of_regions(full: Child, group: Group) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.guest.daemon import FILES, Group, drop, eventually, policy, systemctl
+from tests.running import running
 
 TABLE = Path("/sys/kernel/mm/mempolicy/weighted_interleave")
 SETTINGS = Path("/etc/hetmemd.toml")
@@ -129,19 +130,15 @@ def test_a_kernel_refuses_or_resets_what_hetmemd_never_writes(before: dict[str, 
 @pytest.mark.lab
 def test_what_the_table_does_not_give_is_met_by_moving_and_said(before: dict[str, str]) -> None:
     group = Group("/weights.slice")
-    with subprocess.Popen(["sleep", "10000"]) as task:
+    with running(["sleep", "10000"]) as task:
         group.take(task.pid)
         drop("50-test.toml", policy(group.path, nodes="0-1", more=""))
-        try:
-            eventually("said", lambda: any("weights" in note for note in told("status")["notes"]))
-            (row,) = [row for row in told("weights")["policies"] if group.path in row["cgroups"]]
-            assert (row["weights"], row["agrees_with_kernel"]) == ({"0": 3, "1": 1}, False)
-            assert row["met"].startswith("by moving")
-        finally:
-            task.kill()
-            task.wait()
-            eventually("empty", lambda: not group.pids())
-            group.remove()
+        eventually("said", lambda: any("weights" in note for note in told("status")["notes"]))
+        (row,) = [row for row in told("weights")["policies"] if group.path in row["cgroups"]]
+        assert (row["weights"], row["agrees_with_kernel"]) == ({"0": 3, "1": 1}, False)
+        assert row["met"].startswith("by moving")
+    eventually("empty", lambda: not group.pids())
+    group.remove()
 
 
 @pytest.mark.lab(kernel="newest", topology="two-sockets")
