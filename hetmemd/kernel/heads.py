@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 
-from hetmemd.kernel.batch import WORDS, Batch
+from hetmemd.kernel.batch import RESULT, WORDS, Batch
 
 _READ, _CLOSE, _OPENAT = 0, 3, 257  # arch/x86/entry/syscalls/syscall_64.tbl
 _RECORDS = 5
@@ -33,6 +34,9 @@ class Heads:
             batch.call(_READ, -1, content + start, size)
             batch.call(_CLOSE, -1)
         self._directory = -1
+        # By the number of names, what fills in all of them, each with zeros behind it.
+        self._fills = [struct.Struct(f"{_NAME}s" * count) for count in range(len(sizes) + 1)]
+        self._places = [(start, (place * _RECORDS + 3) * WORDS + RESULT) for place, start in enumerate(self._starts)]
 
     def read(self, directory: int, names: Sequence[bytes]) -> list[bytes | int]:
         """Of each file its first bytes, with one read, or the errno for which they are not to be had.
@@ -44,15 +48,15 @@ class Heads:
             for place in range(self.capacity):
                 words[place * _RECORDS * WORDS + 1] = directory
             self._directory = directory
-        for place, name in enumerate(names):
-            if len(name) >= _NAME:
-                raise ValueError(name)
-            start = place * _NAME
-            self._names[start : start + len(name) + 1] = name + b"\0"
+        if max(map(len, names), default=0) >= _NAME:
+            raise ValueError(names)
+        self._fills[len(names)].pack_into(self._names, 0, *names)
         batch, contents = self._batch, self._contents
         end = len(names) * _RECORDS
-        failed: dict[int, int] = {}
         done = batch.run(0, end)
+        if done == end:
+            return [bytes(contents[start : start + words[at]]) for start, at in self._places[: len(names)]]
+        failed: dict[int, int] = {}
         while done < end:
             place = done // _RECORDS
             failed[place] = -batch.result(done)

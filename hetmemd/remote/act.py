@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from hetmemd.kernel import libc, ptrace
 from hetmemd.remote import slot
-from hetmemd.remote.course import Course, Reached, Stopped
+from hetmemd.remote.course import Course, Reached, Sending, Stopped, sending
 from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
@@ -59,8 +59,8 @@ class _Stale(_Again):
 class _Plan(NamedTuple):
     slot: Slot | None
     """None where there is nothing to call, or no room."""
-    calls: list[list[tuple[int, int]]]
-    """Of each call the registers with which the thread enters the stub."""
+    calls: list[Sending]
+    """Of each call the registers with which the thread enters the stub: none without a slot."""
 
 
 class Actor:
@@ -83,7 +83,7 @@ class Actor:
         """The code with which each syscall was interrupted last."""
         self._turn = 0
         self._calls: Sequence[Call] = ()
-        self._resolved: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
+        self._resolved: dict[tuple[int, int], list[Sending]] = {}
         """What these calls come to, by the address of their data and the bits of the program."""
 
     def act(
@@ -249,9 +249,7 @@ class Actor:
         held.release()
         raise error
 
-    def _step_by_step(
-        self, held: Held, room: Slot, calls: Sequence[Sequence[tuple[int, int]]], begin: int, results: list[int]
-    ) -> None:
+    def _step_by_step(self, held: Held, room: Slot, calls: Sequence[Sending], begin: int, results: list[int]) -> None:
         """The calls in a thread of a 32-bit program, whose registers the course does not know."""
         try:
             if not held.write(room):
@@ -259,18 +257,16 @@ class Actor:
         except BaseException as error:
             self._give_up(held, error)
         ptrace.set_options(held.tid, self._options)
-        for changes in calls:
-            held.enter(changes)
+        for to in calls:
+            held.enter(to.changes)
             ptrace.resume_to_syscall(held.tid)
-            results.append(self._finish(held, changes))
+            results.append(self._finish(held, to))
             if time.perf_counter_ns() > begin + STOP_NS:
                 break
         held.release()
 
-    def _conclude(
-        self, course: Course, held: Held, room: Slot, reached: Reached, changes: Sequence[tuple[int, int]]
-    ) -> int:
-        """What is left of a call that was sent off with `changes` and left its course, and the release; its result."""
+    def _conclude(self, course: Course, held: Held, room: Slot, reached: Reached, to: Sending) -> int:
+        """What is left of a call that was sent off and left its course, and the release; its result."""
         code = course.error
         if reached is Reached.WRITE and code:
             # proc_mem.force_override=never (6.12).
@@ -287,17 +283,15 @@ class Actor:
         if stop is None and not course.error:
             # Something else than the stop that was waited for.
             stop = judged(held.tid, ptrace.reported())
-        result = self._finish(held, changes, stop, 1 if reached is Reached.EXIT_STOP else 0)
+        result = self._finish(held, to, stop, 1 if reached is Reached.EXIT_STOP else 0)
         held.release()
         return result
 
-    def _finish(
-        self, held: Held, asked: Sequence[tuple[int, int]], stop: ptrace.Stop | None = None, syscall_stops: int = 0
-    ) -> int:
+    def _finish(self, held: Held, to: Sending, stop: ptrace.Stop | None = None, syscall_stops: int = 0) -> int:
         """Follow a thread that is in the stub to the end of its call; the result. `stop` is one that it is in, None
         where it runs.
 
-        `asked` are the registers of the call: at its entry they are compared with what the thread asks for.
+        At the entry of its call it is compared with what the thread was sent `to`.
         """
         tampered = overdue = False
         while True:
@@ -310,7 +304,7 @@ class Actor:
                     ptrace.interrupt(held.tid)
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
-                if syscall_stops == 1 and not held.asks_for(asked):
+                if syscall_stops == 1 and not held.asks_for(to.changes):
                     tampered = True
                     held.skip()
             elif stop.event != ptrace.EVENT_STOP:
@@ -360,20 +354,23 @@ class Actor:
         self._turn += 1
         room = slot.reserve(abi.stub_length, padding, leftovers, self._turn, tid, data)
         if not room:
-            return _Plan(None, [[] for _ in calls])
+            return _Plan(None, [Sending([], b"") for _ in calls])
         if calls is not self._calls:
             self._calls = calls
             self._resolved.clear()
         resolved = self._resolved.get((room.data, abi.bits))
         if resolved is None:
             resolved = self._resolved[room.data, abi.bits] = [
-                abi.calling(
-                    room.stub,
-                    abi.numbers[call.name],
-                    [
-                        room.data + value if index in call.pointers else value
-                        for index, value in enumerate(call.arguments)
-                    ],
+                sending(
+                    abi,
+                    abi.calling(
+                        room.stub,
+                        abi.numbers[call.name],
+                        [
+                            room.data + value if index in call.pointers else value
+                            for index, value in enumerate(call.arguments)
+                        ],
+                    ),
                 )
                 for call in calls
             ]

@@ -24,6 +24,7 @@ class Board:
         """`descriptor` is a memory file from `create`; it may be closed afterwards."""
         self._memory = mmap.mmap(descriptor, _SIZE)
         self._acting, self._steps, self._used = 0, 0, 0
+        self._packer = wire.Packer()
 
     @staticmethod
     def create() -> int:
@@ -51,7 +52,7 @@ class Board:
 
     def add(self, result: ThreadResult) -> None:
         """The thread is finished."""
-        row = wire.pack_result(result) + b"\n"
+        row = self._packer.pack(result) + b"\n"
         start = _HEADER.size + self._used
         # The row first: it counts from when the header says so, whenever the tracer is killed.
         self._memory[start : start + len(row)] = row

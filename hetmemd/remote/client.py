@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hetmemd.kernel import libc, procfs
@@ -176,7 +175,7 @@ class Tracer:
         said = sorted(results.values(), key=lambda result: result.outcome is Outcome.GONE)
         made = [result for result in said if result.outcome is Outcome.APPLIED]
         first = [*made, *said, ThreadResult(process.pid, Outcome.GONE, "exited")][0]
-        return replace(first, stops=sum(result.stops for result in said))
+        return first._replace(stops=sum(result.stops for result in said))
 
     async def _call(
         self,
@@ -354,4 +353,4 @@ def _was_right(result: ThreadResult) -> bool:
 def _merged(earlier: ThreadResult, later: ThreadResult) -> ThreadResult:
     """Two looks at the same thread: a second one that found it right adds nothing to what was done in the first."""
     told = earlier if earlier.outcome is later.outcome and not later.pause_ns else later
-    return replace(told, stops=earlier.stops + later.stops)
+    return told._replace(stops=earlier.stops + later.stops)

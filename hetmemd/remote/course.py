@@ -19,14 +19,14 @@ import functools
 import os
 import signal
 import struct
-from collections.abc import Iterable
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from hetmemd.kernel import ptrace
 from hetmemd.kernel.batch import WORDS, Batch
 from hetmemd.remote import slot
 from hetmemd.remote.slot import Slot
-from hetmemd.remote.x86_64 import X86_64
+from hetmemd.remote.x86_64 import X86_64, Abi
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 _PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME = 101, 247, 17, 18, 228
@@ -40,6 +40,8 @@ _SIZE = X86_64.layout.size
 _EMPTY_STUB = X86_64.stub(0, [0] * (_SIZE // 8))
 """Without what it puts back. It does not depend on where it stands."""
 _WORD = struct.Struct("<Q")
+_RESULT_AT, _PC_AT = (slot.HEADER + offset for offset, _ in X86_64.resumed)
+"""In what is written at a slot's address: what the stub puts back of these."""
 _DISPATCH_SIZE, _RSEQ_SIZE = 32, 24  # struct ptrace_sud_config, struct ptrace_rseq_configuration
 _RSEQ_HEAD = 16
 """Of struct rseq, with the critical section that the thread is in as its last 8 bytes."""
@@ -93,6 +95,24 @@ def _resumption(asked: int, code: int) -> tuple[int, int, int]:
     mended = X86_64.mended(registers)
     result, pc = X86_64.resumption(mended)
     return result, far - pc, mended[X86_64.result]
+
+
+class Sending(NamedTuple):
+    """The registers with which a thread is sent into the stub."""
+
+    changes: list[tuple[int, int]]
+    """(index, value): those that differ from what it goes on with."""
+    packed: bytes
+    """All of `_SENT`, of a 64-bit program; else empty."""
+
+
+def sending(abi: Abi, changes: list[tuple[int, int]]) -> Sending:
+    if abi is not X86_64:
+        return Sending(changes, b"")
+    sent = [0] * len(_SENT)
+    for register, value in changes:
+        sent[register - _SENT.start] = value
+    return Sending(changes, _SENT_WORDS.pack(*sent))
 
 
 class Course:
@@ -163,7 +183,7 @@ class Course:
         return self.original.content_address + 8 * register
 
     def _compare_blocked(self) -> list[int]:
-        """The records of syscall, code, and both halves of the pc, to be filled in."""
+        """Where syscall, code, and both halves of the pc are to be filled in."""
         records = [
             self._compare(self._original(X86_64.asked), 0),
             self._compare(self._original(X86_64.result), 0),
@@ -171,7 +191,7 @@ class Course:
             self._compare(self._original(X86_64.pc) + 4, 0),
         ]
         self._compare(self._original(X86_64.result) + 4, 0xFFFFFFFF)  # the code is negative
-        return records
+        return [record * WORDS + 2 for record in records]
 
     def _compare_running(self) -> tuple[int, int]:
         """The first of the comparisons with where stubs stand, and the read of the thread's struct rseq."""
@@ -269,20 +289,22 @@ class Course:
             words[self._low * WORDS + 2] = room.mark & 0xFFFFFFFF
             words[self._high * WORDS + 2] = room.mark >> 32
 
-    def foresee_blocked(self, room: Slot, changes: Iterable[tuple[int, int]], asked: int, code: int, pc: int) -> None:
+    def foresee_blocked(self, room: Slot, to: Sending, asked: int, code: int, pc: int) -> None:
         """Get ready for a thread that will be found in syscall `asked`, interrupted with `code` (negative), at `pc`."""
         again, back, goes_on_with = _resumption(asked, code)
         self._sent[len(_SENT)] = goes_on_with
-        self._foresee(room, changes)
-        for (offset, _), value in zip(X86_64.resumed, (again, pc - back), strict=True):
-            _WORD.pack_into(self._content, slot.HEADER + offset, value)
+        self._foresee(room, to)
+        _WORD.pack_into(self._content, _RESULT_AT, again)
+        _WORD.pack_into(self._content, _PC_AT, pc - back)
         words = self.batch.words
-        for index, value in zip(self._foreseen, (asked, code, pc, pc >> 32), strict=True):
-            words[index * WORDS + 2] = value & 0xFFFFFFFF
+        low = 0xFFFFFFFF
+        at_asked, at_code, at_pc, at_pc_high = self._foreseen
+        words[at_asked], words[at_code] = asked & low, code & low
+        words[at_pc], words[at_pc_high] = pc & low, pc >> 32
 
-    def foresee_running(self, room: Slot, changes: Iterable[tuple[int, int]], memory: int, padding: range) -> None:
+    def foresee_running(self, room: Slot, to: Sending, memory: int, padding: range) -> None:
         """Get ready for a thread that will be found between two instructions of its own, not in the `padding`."""
-        self._foresee(room, changes)
+        self._foresee(room, to)
         words = self.batch.words
         words[self._area * WORDS + 1] = memory
         if padding != self._padding:
@@ -292,18 +314,12 @@ class Course:
                 granule = min((padding.start >> _GRANULE) + place, last)
                 words[(self._granules + place) * WORDS + 2] = granule & 0xFFFFFFFF
 
-    def _foresee(self, room: Slot, changes: Iterable[tuple[int, int]]) -> None:
+    def _foresee(self, room: Slot, to: Sending) -> None:
         self._put(room.head + _EMPTY_STUB + room.tail)
-        self._send_with(changes)
+        self._sent_only[:] = to.packed
 
     def _put(self, content: bytes) -> None:
         self._content[: len(content)] = content
-
-    def _send_with(self, changes: Iterable[tuple[int, int]]) -> None:
-        sent = [0] * len(_SENT)
-        for register, value in changes:
-            sent[register - _SENT.start] = value
-        _SENT_WORDS.pack_into(self._sent_only, 0, *sent)
 
     def go(self, *, whole: bool) -> Reached:
         """All of it, as it was foreseen, or up to where the call is over."""
@@ -327,20 +343,20 @@ class Course:
             raise ChildProcessError(code, os.strerror(code))
         return Stopped.UNKNOWN
 
-    def call(self, content: bytes, resumed: bytes, changes: Iterable[tuple[int, int]], *, whole: bool) -> Reached:
+    def call(self, content: bytes, resumed: bytes, to: Sending, *, whole: bool) -> Reached:
         """Write the stub and have the stopped thread run it; if `whole`, put everything back and let it go.
 
-        It is sent into the stub with the registers `resumed` but for `changes`: (index, value).
+        It goes on with the registers `resumed`, and is sent into the stub with those but for what `to` says.
         """
         self._put(content)
-        self._send_with(changes)
+        self._sent_only[:] = to.packed
         self._calling.fill(resumed)
         self._resumed.fill(resumed)
         return self._send(self._second, self.batch.count if whole else self._tail)
 
-    def call_again(self, changes: Iterable[tuple[int, int]]) -> Reached:
+    def call_again(self, to: Sending) -> Reached:
         """Have the thread that has RETURNED run the stub once more."""
-        self._send_with(changes)
+        self._sent_only[:] = to.packed
         return self._send(self._enter, self._tail)
 
     def _send(self, first: int, end: int) -> Reached:

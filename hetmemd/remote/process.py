@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 _CAP_SYS_ADMIN = 21
 _NICE = -10
 
-TURN = 0.004
+TURN = 0.01
 """Seconds after which it is another request's turn."""
 _POLICY = 80
 """Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
@@ -87,7 +87,7 @@ class Tracer:
             return
         precheck.own_memory(self._root, target.process.pid, tid)
         after = time.monotonic()
-        self._own_memory = (target.process, after + max(_OWN_MEMORY_HOLDS, 20 * (after - now)))
+        self._own_memory = (target.process, after + max(_OWN_MEMORY_HOLDS, 40 * (after - now)))
 
 
 class _Work:
@@ -165,11 +165,11 @@ class _Work:
             finally:
                 stops = actor.stops
             pause_ns = done.pause_ns
-            errnos = tuple(max(0, -result) for result in done.results)
             if policy is None:
+                errnos = tuple(max(0, -result) for result in done.results)
                 return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos, stops=stops)
             (after,) = self._policies([tid])
-            if failed := max(errnos, default=0):
+            if failed := max(0, -min(done.results, default=0)):
                 raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
             if not (after and self._is(after, tid)):
                 after = self._look_further(tid)
@@ -198,11 +198,11 @@ class _Work:
         """Whether `shown` is what the policy asked for comes to in this thread."""
         policy = self._request.policy
         assert policy is not None
-        if shown == policy:
-            return True
         if shown.mode is not policy.mode:
             return False
-        return readback.is_shown(policy, shown, readback.allowed_nodes(self._root, self._target.status(tid)))
+        return shown == policy or readback.is_shown(
+            policy, shown, readback.allowed_nodes(self._root, self._target.status(tid))
+        )
 
     def _look_further(self, tid: int) -> Mempolicy:
         """The first region may have a policy of its own: a later one shows the thread's. Dear, and rare."""

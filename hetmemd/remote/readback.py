@@ -30,6 +30,7 @@ def thread_policies(directory: int, tid: int, limit: int = 80) -> list[Mempolicy
     return [_parse(_policy_text(line)) for line in (first, *others[:-1])]
 
 
+@lru_cache(maxsize=256)
 def first_policy(head: bytes) -> Mempolicy | None:
     """The policy of the first region, from the beginning of numa_maps; None where its text is not all there."""
     words = head.split(None, 3)

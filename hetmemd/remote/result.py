@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hetmemd.kernel.mempolicy import Mempolicy
 
@@ -25,8 +25,7 @@ class Outcome(enum.StrEnum):
     """The task ended or executed another program meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadResult:
+class ThreadResult(NamedTuple):
     """One thread's record, for the journal, the ledger and the metrics."""
 
     tid: int

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _MAGIC = b"hetmemd\x01"
@@ -58,7 +58,7 @@ def _rounded(length: int, unit: int) -> int:
 
 
 def reserve(
-    stub_length: int, padding: range, taken: Iterable[Leftover], turn: int, tid: int, data: bytes
+    stub_length: int, padding: range, taken: Sequence[Leftover], turn: int, tid: int, data: bytes
 ) -> Slot | None:
     """Room for a stub that is made for thread `tid`, elsewhere each `turn`; None if there is none clear of `taken`.
 
@@ -83,9 +83,11 @@ def _shape(stub_length: int, data: bytes) -> tuple[int, int, bytes]:
     return code, size, (b"\xcc" * (code - stub_length) + data).ljust(size - HEADER - stub_length, b"\0")
 
 
-def _place(padding: range, size: int, taken: Iterable[Leftover], turn: int) -> int | None:
+def _place(padding: range, size: int, taken: Sequence[Leftover], turn: int) -> int | None:
     first = _rounded(padding.start, _ALIGN)
     places = (padding.stop - first) // size
+    if places and not taken:
+        return first + turn % places * size
     for step in range(places):
         address = first + (turn + step) % places * size
         if not any(left.address < address + size and address < left.address + left.length for left in taken):

@@ -85,10 +85,20 @@ def unpack_request(packet: bytes) -> Request:
     )
 
 
-def pack_result(result: ThreadResult) -> bytes:
-    """One line. Most threads of a process come to the same: all but three numbers is worked out once."""
-    common = _pack_common(result.outcome, result.reason, result.errno, result.before, result.after, result.errnos)
-    return b"%d %d %d %b" % (result.tid, result.pause_ns, result.stops, common)
+class Packer:
+    """Results as lines. Most threads of a process come to the same: all but three numbers is worked out once."""
+
+    def __init__(self) -> None:
+        self._common: tuple[object, ...] = ()
+        self._packed = b""
+
+    def pack(self, result: ThreadResult) -> bytes:
+        tid, outcome, reason, errno, before, after, pause_ns, errnos, stops = result
+        common = (outcome, reason, errno, before, after, errnos)
+        if common != self._common:
+            self._common = common
+            self._packed = json.dumps((outcome, reason, errno, _text(before), _text(after), errnos)).encode()
+        return b"%d %d %d %b" % (tid, pause_ns, stops, self._packed)
 
 
 def unpack_result(row: bytes) -> ThreadResult:
@@ -98,12 +108,6 @@ def unpack_result(row: bytes) -> ThreadResult:
 
 
 _Common = tuple[Outcome, str, int, Mempolicy | None, Mempolicy | None, tuple[int, ...]]
-
-
-@lru_cache(maxsize=256)
-def _pack_common(*common: *_Common) -> bytes:
-    outcome, reason, errno, before, after, errnos = common
-    return json.dumps((outcome, reason, errno, _text(before), _text(after), errnos)).encode()
 
 
 @lru_cache(maxsize=256)

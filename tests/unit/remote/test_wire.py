@@ -34,6 +34,8 @@ results = st.builds(
     before=st.none() | policies,
     after=st.none() | policies,
     pause_ns=st.integers(0, 2**40),
+    errnos=st.lists(st.integers(0, 200), max_size=3).map(tuple),
+    stops=st.integers(0, 50),
 )
 calls = st.builds(
     wire.Call,
@@ -57,9 +59,12 @@ def test_requests(request: wire.Request) -> None:
     assert wire.unpack_request(wire.pack_request(request)) == request
 
 
-@given(results)
-def test_results(result: ThreadResult) -> None:
-    assert wire.unpack_result(wire.pack_result(result)) == result
+@given(st.lists(results, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 2), numbers), max_size=6))
+def test_results(some: list[ThreadResult], order: list[tuple[int, int]]) -> None:
+    """Also where several that follow each other have much in common."""
+    told = [some[which % len(some)]._replace(tid=tid) for which, tid in order]
+    packer = wire.Packer()
+    assert [wire.unpack_result(packer.pack(result)) for result in told] == told
 
 
 @given(policies)
