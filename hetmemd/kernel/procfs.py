@@ -57,6 +57,21 @@ def parse_stat(text: str) -> Stat:
     return Stat(int(pid), comm, fields[0], int(fields[1]), int(fields[6]), int(fields[19]))
 
 
+class State(NamedTuple):
+    """Of a thread, the part of its stat that says what it is about."""
+
+    state: str
+    """The letter: R, S, D and so on (proc_pid_stat(5))."""
+    flags: int
+    """PF_*"""
+
+
+def parse_state(content: bytes) -> State:
+    """The same of the file as it is, for what has no time."""
+    fields = content.rpartition(b")")[2].split(None, 7)
+    return State(chr(fields[0][0]), int(fields[6]))
+
+
 def stat(root: Root, pid: int, tid: int | None = None) -> Stat:
     return parse_stat(root.read_text(f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"))
 

@@ -79,6 +79,8 @@ class RegisterSet:
         self._pointer = ctypes.byref(self._vector)
         self.address = ctypes.addressof(self._vector)
         """Of the iovec that PTRACE_GETREGSET and PTRACE_SETREGSET take."""
+        self.length_address = self.address + _IoVector.length.offset
+        """Of the bytes that there is room for, which the kernel sets to those that it has filled."""
         self.content_address = ctypes.addressof(self._buffer)
 
     def get(self, tid: int) -> bytes:
@@ -91,10 +93,6 @@ class RegisterSet:
     @property
     def content(self) -> bytes:
         return bytes(self._view[: self._vector.length])
-
-    def empty(self) -> None:
-        """All of the room is there to be filled."""
-        self._vector.length = self.CAPACITY
 
     def fill(self, registers: bytes, changes: Iterable[tuple[int, int]] = ()) -> None:
         """Registers to be set; `changes` are (index, value) of 64-bit or, for 32-bit tracees, 32-bit registers."""

@@ -100,7 +100,9 @@ class Actor:
             begin = time.perf_counter_ns()
             try:
                 return self._act_once(target, tid, calls, data, blocked, results)
-            except _Again:
+            except _Again as again:
+                if isinstance(again, _Stale) and not target.has_thread(tid):
+                    raise gone() from None
                 if results:
                     return Done(results, time.perf_counter_ns() - begin)
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
@@ -130,18 +132,16 @@ class Actor:
         is_foreseen = self._foresee(course, target, plan, blocked)
         self._seize(target, tid)
         self.stops += 1
-        # False: the tid came to be another process's before it was seized.
-        is_its_own = target.has_thread(tid)
         begin = time.perf_counter_ns()
         held: Held | None = None
         reached = Reached.STOP
-        if is_foreseen and is_its_own:
+        if is_foreseen:
             reached = course.go(whole=whole)
         else:
             course.stop()
         if reached is Reached.STOP:
             held, dispatches, is_ours = self._hold(course, target, tid)
-            self._look(held, plan, dispatches=dispatches, is_ours=is_ours, is_its_own=is_its_own)
+            self._look(held, plan, dispatches=dispatches, is_ours=is_ours)
             if not (plan.calls and plan.slot):
                 held.release()
                 return Done(results, time.perf_counter_ns() - begin)
@@ -184,7 +184,7 @@ class Actor:
         course.foresee_blocked(plan.slot, plan.calls[0], number, code, pc)
         return True
 
-    def _look(self, held: Held, plan: _Plan, *, dispatches: bool | None, is_ours: bool, is_its_own: bool) -> None:
+    def _look(self, held: Held, plan: _Plan, *, dispatches: bool | None, is_ours: bool) -> None:
         """All that has to be known of a thread that was not found as foreseen, before anything is written.
 
         `is_ours`: nobody else has stopped it.
@@ -192,8 +192,8 @@ class Actor:
         if interrupted := held.interrupted:
             self._codes[interrupted[0]] = interrupted[1]
         try:
-            if not is_its_own:
-                raise gone()
+            if not held.target.has_thread(held.tid):
+                raise gone()  # the tid came to be another process's before it was seized
             if not held.look(dispatches=dispatches):
                 raise _Again
             came_short = is_ours and dispatches is False and held.came_short

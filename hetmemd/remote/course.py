@@ -142,13 +142,17 @@ class Course:
         # For their length: they are only ever filled with those of 64-bit programs.
         self._calling.fill(bytes(_SIZE))
         self._resumed.fill(bytes(_SIZE))
+        self._capacity = ctypes.c_uint64(ptrace.RegisterSet.CAPACITY)
+        self._capacity_address = ctypes.addressof(self._capacity)
         self._tids: list[int] = []
         self._steps: list[Reached] = []
         self._padding = range(0)
 
         self.batch = batch = Batch(96)
-        self._ptrace(ptrace.INTERRUPT)
-        self._wait()
+        for registers in (self.original, self._entered, self._after):
+            self._copy(registers.length_address, self._capacity_address, 8)
+        self._interrupted = self._ptrace(ptrace.INTERRUPT)
+        self._waited = self._wait()
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
         self._stopped = self._is_stop(signal.SIGTRAP | ptrace.EVENT_STOP << 8)
         at = ctypes.addressof(self._dispatch)
@@ -276,8 +280,6 @@ class Course:
         words = self.batch.words
         for at in self._tids:
             words[at] = tid
-        for registers in (self.original, self._entered, self._after):
-            registers.empty()
         self._dispatch[0] = 0
         if room:
             for index in (self._write, self._zero):
@@ -337,9 +339,9 @@ class Course:
         if done >= self._stopped:
             return Stopped.OTHERWISE
         code = -self.batch.result(done)
-        if done == 0:
+        if done == self._interrupted:
             raise OSError(code, os.strerror(code), "PTRACE_INTERRUPT")
-        if done == 1 and code != errno.EINTR:
+        if done == self._waited and code != errno.EINTR:
             raise ChildProcessError(code, os.strerror(code))
         return Stopped.UNKNOWN
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from hetmemd.kernel import cgroupfs, libc
-from hetmemd.kernel.procfs import PF_EXITING, PF_KTHREAD, UNCALLABLE, Stat
+from hetmemd.kernel.procfs import PF_EXITING, PF_KTHREAD, UNCALLABLE, State
 from hetmemd.kernel.root import Root
 from hetmemd.remote import kin
 from hetmemd.remote.result import Outcome
@@ -78,7 +78,7 @@ def is_threaded(root: Root, cgroup_file: bytes) -> bool:
     return False
 
 
-def living(stat: Stat) -> Stat:
+def living(stat: State) -> State:
     """A thread that runs user code and has memory."""
     if stat.flags & UNCALLABLE:
         raise Declined(Outcome.UNSTEERABLE, "kernel-thread" if stat.flags & PF_KTHREAD else "io-worker")
@@ -87,7 +87,7 @@ def living(stat: Stat) -> Stat:
     return stat
 
 
-def thread(target: Target, tid: int, stat: Stat, syscall: bytes, *, is_64bit: bool) -> tuple[int, int] | None:
+def thread(target: Target, tid: int, stat: State, syscall: bytes, *, is_64bit: bool) -> tuple[int, int] | None:
     """What state a living thread is in, and what it is blocked in: (syscall, pc) where it is.
 
     `stat` and `syscall` (the file) are of one and the same look.
@@ -96,7 +96,7 @@ def thread(target: Target, tid: int, stat: Stat, syscall: bytes, *, is_64bit: bo
     while stat.state == "D" and looks < _UNINTERRUPTIBLE_LOOKS:
         time.sleep(_UNINTERRUPTIBLE_PAUSE)
         looks += 1
-        stat = living(target.stat(tid))
+        stat = living(target.state(tid))
         syscall = target.read(f"task/{tid}/syscall")
     if stat.state == "t":
         raise Declined(Outcome.DEFERRED, "traced")

@@ -209,7 +209,7 @@ class _Work:
         for shown in self._shown(tid, 4096):
             if self._is(shown, tid):
                 return shown
-        precheck.living(self._target.stat(tid))
+        precheck.living(self._target.state(tid))
         if self._target.has_executed():
             # Another thread did so, and has this one's id now, with its own policy.
             raise gone("executed")
@@ -218,7 +218,7 @@ class _Work:
     def _check(self, tid: int, stat_file: bytes, syscall: bytes | int) -> tuple[int, int] | None:
         """Every precheck; (syscall, pc) of a blocked thread."""
         # First, for kernel threads have nothing that the rest could be asked of.
-        stat = precheck.living(procfs.parse_stat(os.fsdecode(stat_file)))
+        stat = precheck.living(procfs.parse_state(stat_file))
         self._target.living = tid
         if not self._is_checked:
             self._check_process(tid)

@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 from hetmemd.kernel import maps, procfs, vdso
-from hetmemd.kernel.procfs import ProcessId, Stat
+from hetmemd.kernel.procfs import ProcessId, State
 from hetmemd.kernel.root import Root
 from hetmemd.remote import slot
 from hetmemd.remote.result import Outcome
@@ -110,8 +110,8 @@ class Target:
         except (FileNotFoundError, ProcessLookupError):
             raise gone() from None
 
-    def stat(self, tid: int) -> Stat:
-        return procfs.parse_stat(os.fsdecode(self.read(f"task/{tid}/stat")))
+    def state(self, tid: int) -> State:
+        return procfs.parse_state(self.read(f"task/{tid}/stat"))
 
     def status(self, tid: int) -> dict[str, str]:
         lines = os.fsdecode(self.read(f"task/{tid}/status")).splitlines()
@@ -158,7 +158,7 @@ class Target:
                     # Amid an exec nothing fits: one file shows the earlier program, another the next one or nothing.
                     self.forget_memory()
                     if attempt == _LOOKS - 1:
-                        if self.stat(self.living).state in "ZX":
+                        if self.state(self.living).state in "ZX":
                             raise gone() from None
                         raise Declined(Outcome.UNSTEERABLE, "vdso") from None
                     time.sleep(_LOOK_PAUSE)

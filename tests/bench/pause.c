@@ -102,15 +102,11 @@ static long act(int tid, int mode)
     struct ptrace_sud_config {
         uint64_t mode, selector, offset, length;
     } dispatch;
-    struct stat unused;
     unsigned char slot[SLOT], zeros[SLOT] = {0};
-    char name[64];
 
     NEED(ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD));
     long begin = now();
     NEED(ptrace(PTRACE_INTERRUPT, tid, 0, 0));
-    snprintf(name, sizeof name, "task/%d", tid);
-    NEED(fstatat(directory, name, &unused, 0));
     wait_stop();
     NEED(ptrace(PTRACE_GETREGSET, tid, 1, &vector));
     ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, sizeof dispatch, &dispatch);

@@ -51,7 +51,7 @@ def said(check: Callable[[], object]) -> tuple[Outcome, str] | None:
 
 
 def look(target: Target, *, is_64bit: bool = True) -> object:
-    stat = precheck.living(target.stat(TID))
+    stat = precheck.living(target.state(TID))
     return precheck.thread(target, TID, stat, target.read(f"task/{TID}/syscall"), is_64bit=is_64bit)
 
 
