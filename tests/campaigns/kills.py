@@ -1,6 +1,6 @@
 """The campaign against the crash-safe act: tracers die by SIGKILL, and no target may notice.
 
-    tests/campaigns/tracer_kills [--rounds N] [--seed S] [--least N] [--injections N] [--state FILE]
+    tests/campaigns/tracer_kills [--rounds N] [--seed S] [--least N] [--many SHARE] [--injections N] [--state FILE]
 
 Each round makes some whole acts on a program that checks itself, and then one in whose course the tracer is killed:
 exactly before or after one of its system calls, the one that was hit least so far, or after a random time. Before the
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.campaigns.rounds import usual_steps
-from tests.campaigns.tally import AnotherCampaign, State, Tally, by_call, call_of, digest, least, summary
+from tests.campaigns.tally import MANY, AnotherCampaign, State, Tally, by_call, call_of, digest, least, summary
 from tests.campaigns.victims import KINDS, Victim
 from tests.machine.remote_target import Acting, build
 
@@ -109,6 +109,7 @@ def _batch(folder: Path, options: argparse.Namespace, stopping: int, task: Mappi
             "library": str(folder / "doom.so"),
             "whole": options.whole,
             "steps": options.steps,
+            "many": options.many,
             "at_random": 0.0 if options.steps else options.at_random,
             "seconds": _BATCH_SECONDS,
         }
@@ -217,8 +218,12 @@ class Campaign:
         return (
             max(0, self._options.rounds - tally.kills.total()),
             max(0, self._options.injections - tally.injections),
-            sum(max(0, self._options.least - total[call]) for call in self._calls()),
+            sum(max(0, self._least(call) - total[call]) for call in self._calls()),
         )
+
+    def _least(self, call: str) -> int:
+        least: float = self._options.least
+        return round(least * self._options.many if call.startswith(MANY) else least)
 
     def _calls(self) -> set[str]:
         """Of the act, before and after which tracers are to die."""
@@ -251,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1000, help="tracers to kill (1000)")
     parser.add_argument("--least", type=int, default=0, help="of them at each step, at least (0)")
+    parser.add_argument("--many", type=float, default=1, help="of that, at steps of acts of several calls (1)")
     parser.add_argument("--at-random", type=float, default=0.05, help="share of them at no certain step (0.05)")
     parser.add_argument("--injections", type=int, default=0, help="acts that come to their end, at least (0)")
     parser.add_argument("--whole", type=int, default=4, help="whole acts per kill (4)")

@@ -86,9 +86,12 @@ class Rounds:
             victim.newly_interrupted()
             victim.work(False)
 
-    def go(self, number: int, kills: Counter[str], usual: Mapping[str, Sequence[str]], at_random: float) -> None:
+    def go(
+        self, number: int, kills: Counter[str], usual: Mapping[str, Sequence[str]], at_random: float, many: float
+    ) -> None:
         """One round. `kills` are those before, for the step that needs one most: `usual` are steps, and on which
-        victims. `at_random` is the share of rounds in which the tracer dies at no certain step."""
+        victims. `at_random` is the share of rounds in which the tracer dies at no certain step,
+        `many` how often it is to die at a step of several calls, for each time that it dies at one of a single call."""
         rng = random.Random(f"{self._seed}/{number}")
         if rng.random() < at_random:
             step, candidates = RANDOM, [victim for victim in self._victims.values() if not victim.is_killed]
@@ -96,7 +99,14 @@ class Rounds:
             so_far = kills + self._kills
             total = by_call(so_far)
             # Of those that need one alike, any.
-            step = min(usual, key=lambda step: (total[call_of(step)], so_far[step], rng.random()))
+            step = min(
+                usual,
+                key=lambda step: (
+                    total[call_of(step)] / (many if step.startswith(MANY) else 1),
+                    so_far[step],
+                    rng.random(),
+                ),
+            )
             candidates = [self._victims[name] for name in usual[step] if name in self._victims]
         if rng.random() < _CHEAPLY:
             candidates = [victim for victim in candidates if not victim.is_dear] or candidates
@@ -267,7 +277,7 @@ def main() -> None:
         if now > told + _TELL_SECONDS:
             told = now
             rounds.tell()
-        rounds.go(number, Counter(task["kills"]), usual, task["at_random"])
+        rounds.go(number, Counter(task["kills"]), usual, task["at_random"], task["many"])
     rounds.tell()
 
 
