@@ -21,7 +21,7 @@ _GETSIGINFO = 0x4202
 _GETSIGMASK = 0x420A
 GETREGSET = 0x4204
 SETREGSET = 0x4205
-_SEIZE = 0x4206
+SEIZE = 0x4206
 SETOPTIONS = 0x4200
 INTERRUPT = 0x4207
 GET_RSEQ_CONFIGURATION = 0x420F  # 5.13
@@ -120,8 +120,8 @@ class RegisterSet:
 
 def seize(tid: int, options: int) -> None:
     """Become the tracer of a thread without stopping it. EPERM: traced already, exiting, or not permitted."""
-    if _ptrace(_SEIZE, tid, _NULL, ctypes.c_void_p(options)) == -1:
-        raise _failed(_SEIZE, tid)
+    if _ptrace(SEIZE, tid, _NULL, ctypes.c_void_p(options)) == -1:
+        raise _failed(SEIZE, tid)
 
 
 def set_options(tid: int, options: int) -> None:

@@ -7,6 +7,7 @@ then on the stub restores it by itself, and once the registers are back it needs
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ class Done(NamedTuple):
     results: list[int]
     """Of each call made, -errno where it failed: of all calls, or as many as `STOP_NS` or a signal allowed."""
     pause_ns: int
+    shown: bytes | None = None
+    """The beginning of the thread's numa_maps after that, where it was read."""
 
 
 class _Again(Exception):
@@ -128,17 +131,11 @@ class Actor:
         plan = self._plan(target, tid, calls, data)
         whole = len(plan.calls) == 1
         course = self._courses[blocked is not None]
-        course.prepare(tid, target.memory, plan.slot)
+        course.prepare(tid, target.directory, target.memory, plan.slot)
         is_foreseen = self._foresee(course, target, plan, blocked)
-        self._seize(target, tid)
-        self.stops += 1
-        begin = time.perf_counter_ns()
         held: Held | None = None
-        reached = Reached.STOP
-        if is_foreseen:
-            reached = course.go(whole=whole)
-        else:
-            course.stop()
+        reached = self._seize(course, target, tid, is_foreseen=is_foreseen, whole=whole)
+        begin = course.begin_ns
         if reached is Reached.STOP:
             held, dispatches, is_ours = self._hold(course, target, tid)
             self._look(held, plan, dispatches=dispatches, is_ours=is_ours)
@@ -161,7 +158,7 @@ class Actor:
                 reached = course.release()
                 break
         if reached is Reached.ALL:
-            return Done(results, course.ended_ns - begin)
+            return Done(results, course.pause_ns, course.shown)
         held = held or Held(course.original, target, tid)
         if reached < Reached.RETURNED:
             results.append(self._conclude(course, held, plan.slot, reached, plan.calls[len(results)]))
@@ -330,21 +327,29 @@ class Actor:
             held.was_restored()
         held.release()
 
-    def _seize(self, target: Target, tid: int) -> None:
-        for is_last in (False, True):
-            try:
-                ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-                return
-            except OSError as error:
-                if error.errno == errno.ESRCH:
-                    raise gone() from None
-                if error.errno != errno.EPERM:
-                    raise
+    def _seize(self, course: Course, target: Target, tid: int, *, is_foreseen: bool, whole: bool) -> Reached:
+        """Seize the thread and bring it as far as that is foreseen."""
+        is_last = False
+        while True:
+            if is_foreseen:
+                reached = course.go(whole=whole)
+            else:
+                course.stop()
+                reached = Reached.STOP
+            if course.is_seized:
+                self.stops += 1
+                return reached
+            code = course.error
+            if code == errno.ESRCH:
+                raise gone()
+            if code != errno.EPERM:
+                raise OSError(code, os.strerror(code), f"/proc/{tid}")
             why = _why_not(target, tid)
             # No reason to be seen: what forbade it may be over. Of a process that another thread executes a program
             # in, the leader is dead for a moment, and then that thread has its id.
             if is_last or why.reason != "permission":
                 raise why
+            is_last = True
 
     def _plan(self, target: Target, tid: int, calls: Sequence[Call], data: bytes) -> _Plan:
         """All that can be done without the thread's registers, so that it is held for less."""

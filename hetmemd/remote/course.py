@@ -1,5 +1,6 @@
-"""The usual course of an act as one table of system calls: from the interruption to the registers, from the stub to the
-release. A thread is held for as long as these take, and the little that is worked out between them.
+"""The usual course of an act as one table of system calls: from the seizure to the registers, from the stub to the
+release, and what the kernel shows of the thread then. A thread is held for as long as these take, and the little that
+is worked out between them.
 
 Most of what matters can be foreseen. Of a thread that is blocked: where it is, and with which of the kernel's codes its
 syscall is interrupted, from the last time. Of one that runs: that it is in no syscall and no restartable sequence. Then
@@ -30,8 +31,13 @@ from hetmemd.remote.x86_64 import X86_64, Abi
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 _PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME = 101, 247, 17, 18, 228
+_READ, _CLOSE, _OPENAT = 0, 3, 257
 _CLOCK_MONOTONIC = 1
 _CONTENT = 4096
+_NAME = 32
+"""Bytes for a file's name below /proc/PID, and more."""
+POLICY = 80
+"""Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
 _SENT = range(7, 17)
 """Registers with which a thread is sent into the stub, side by side: r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax,
 rip. rcx does not matter, for the syscall instruction overwrites it."""
@@ -80,6 +86,7 @@ class Reached(IntEnum):
     ZERO = 10
     DETACH = 11
     ALL = 12
+    """But perhaps for the last look."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -133,7 +140,9 @@ class Course:
         self._zeros = ctypes.create_string_buffer(_CONTENT)
         self._dispatch = (ctypes.c_uint64 * (_DISPATCH_SIZE // 8))()
         self._word = ctypes.c_uint64()
-        self._end = (ctypes.c_uint64 * 2)()
+        self._begin, self._end = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 2)()
+        self._name = ctypes.create_string_buffer(_NAME)
+        self._shown = ctypes.create_string_buffer(POLICY)
         sent = bytearray(8 * (len(_SENT) + 1))
         self._sent = memoryview(sent).cast("Q")
         """And the result register that it goes on with."""
@@ -151,6 +160,9 @@ class Course:
         self.batch = batch = Batch(96)
         for registers in (self.original, self._entered, self._after):
             self._copy(registers.length_address, self._capacity_address, 8)
+        # Not yet with the options of the stop: see there.
+        self._seized = self._ptrace(ptrace.SEIZE, 0, ptrace.O_TRACESYSGOOD)
+        self._note_time(self._begin, Reached.STOP)
         self._interrupted = self._ptrace(ptrace.INTERRUPT)
         self._waited = self._wait()
         self._ptrace(ptrace.GETREGSET, ptrace.NT_PRSTATUS, self.original.address)
@@ -179,8 +191,17 @@ class Course:
         self._ptrace(ptrace.SETREGSET, ptrace.NT_PRSTATUS, self._resumed.address, Reached.RESTORE)
         self._zero = self._pwrite(ctypes.addressof(self._zeros), Reached.ZERO)
         self._ptrace(ptrace.DETACH, 0, 0, Reached.DETACH)
-        self._note(batch.call(_CLOCK_GETTIME, _CLOCK_MONOTONIC, ctypes.addressof(self._end)), Reached.ALL)
+        self._note_time(self._end, Reached.ALL)
+        name, shown = ctypes.addressof(self._name), ctypes.addressof(self._shown)
+        opened = self._opened = self._note(batch.call(_OPENAT, 0, name, os.O_RDONLY | os.O_CLOEXEC), Reached.ALL)
+        for later in (3, 4):
+            self._note(batch.copy(batch.address_of(opened + later, 1), batch.address_of(opened), 8), Reached.ALL)
+        self._read = self._note(batch.call(_READ, -1, shown, POLICY), Reached.ALL)
+        self._note(batch.call(_CLOSE, -1), Reached.ALL)
         self._ended = 0
+
+    def _note_time(self, time: ctypes.Array[ctypes.c_uint64], step: Reached) -> None:
+        self._note(self.batch.call(_CLOCK_GETTIME, _CLOCK_MONOTONIC, ctypes.addressof(time)), step)
 
     def _original(self, register: int) -> int:
         """Address of a register that the thread stopped with."""
@@ -275,9 +296,11 @@ class Course:
         self._compare(ptrace.REPORT_STATUS, status, step)
         return first
 
-    def prepare(self, tid: int, memory: int, room: Slot | None) -> None:
-        """All that is known before the thread stops."""
+    def prepare(self, tid: int, directory: int, memory: int, room: Slot | None) -> None:
+        """All that is known before the thread stops. `directory` is an open /proc/PID."""
         words = self.batch.words
+        words[self._opened * WORDS + 1] = directory
+        self._name.value = b"task/%d/numa_maps" % tid
         for at in self._tids:
             words[at] = tid
         self._dispatch[0] = 0
@@ -324,11 +347,11 @@ class Course:
         self._content[: len(content)] = content
 
     def go(self, *, whole: bool) -> Reached:
-        """All of it, as it was foreseen, or up to where the call is over."""
+        """All of it, as it was foreseen, or up to where the call is over. `is_seized` tells whether it began."""
         return self._run(0, self.batch.count if whole else self._tail)
 
     def stop(self) -> None:
-        """Interrupt the thread and wait for it."""
+        """Seize and interrupt the thread, and wait for it. `is_seized` tells whether it began."""
         self._run(0, self._bridge)
 
     def found(self) -> Stopped:
@@ -372,6 +395,8 @@ class Course:
     def _run(self, first: int, end: int) -> Reached:
         self._ended = first + self.batch.run(first, end - first)
         if self._ended < end:
+            if self._ended == self._read:
+                self.batch.run(self._ended + 1, 1)
             return self._steps[self._ended]
         return Reached.ALL if end == self.batch.count else Reached.RETURNED
 
@@ -391,9 +416,24 @@ class Course:
         return X86_64.signed(self._after.word(X86_64.result))
 
     @property
-    def ended_ns(self) -> int:
-        """When the thread was let go, by the clock of `time.perf_counter_ns`."""
-        return self._end[0] * 1_000_000_000 + self._end[1]
+    def is_seized(self) -> bool:
+        """Whether the thread was, in a run that has to do it."""
+        return self._ended > self._seized
+
+    @property
+    def begin_ns(self) -> int:
+        """When the thread was interrupted, by the clock of `time.perf_counter_ns`."""
+        return self._begin[0] * 1_000_000_000 + self._begin[1]
+
+    @property
+    def pause_ns(self) -> int:
+        """How long the thread was held until it was let go."""
+        return (self._end[0] - self._begin[0]) * 1_000_000_000 + self._end[1] - self._begin[1]
+
+    @property
+    def shown(self) -> bytes | None:
+        """The beginning of the thread's numa_maps after the act; None where it is not to be had."""
+        return self._shown.raw[: self.batch.result(self._read)] if self._ended == self.batch.count else None
 
     @property
     def error(self) -> int:

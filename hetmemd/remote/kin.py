@@ -43,7 +43,7 @@ def _children(root: Root, tids: Sequence[int]) -> set[int]:
                         raise OSError(head, os.strerror(head), f"/proc/{tid}")
                     if _has_no_children_files(root):
                         return _all_processes(root)
-                else:
+                elif head:
                     whole = head if len(head) < _SIZE else root.read_bytes("/proc/" + _name(tid).decode())
                     children.update(map(int, whole.split()))
     finally:

@@ -24,6 +24,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.remote import precheck, readback, wire
 from hetmemd.remote.act import Actor
 from hetmemd.remote.board import Board
+from hetmemd.remote.course import POLICY
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Request
@@ -35,9 +36,7 @@ _NICE = -10
 
 TURN = 0.01
 """Seconds after which it is another request's turn."""
-_POLICY = 80
-"""Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
-_LOOK = (_POLICY, 1024, 256)
+_LOOK = (POLICY, 1024, 256)
 """Bytes of what is looked at before an act: numa_maps, stat, syscall."""
 _AT_ONCE = 32
 
@@ -53,7 +52,7 @@ class Tracer:
         self.suspends_seccomp = _may_suspend_seccomp(root)
         self.actor = Actor(suspends_seccomp=self.suspends_seccomp, patience=patience)
         self.looks = Heads(_LOOK)
-        self.policies = Heads([_POLICY] * _AT_ONCE)
+        self.policies = Heads([POLICY] * _AT_ONCE)
         self._own_memory: tuple[ProcessId, float] | None = None
 
     def serve(self, request: Request, board: Board) -> None:
@@ -168,7 +167,7 @@ class _Work:
             if policy is None:
                 errnos = tuple(max(0, -result) for result in done.results)
                 return ThreadResult(tid, Outcome.APPLIED, "", pause_ns=pause_ns, errnos=errnos, stops=stops)
-            (after,) = self._policies([tid])
+            after = readback.first_policy(done.shown) if done.shown else self._policies([tid])[0]
             if failed := max(0, -min(done.results, default=0)):
                 raise Declined(Outcome.REFUSED, os.strerror(failed).lower(), failed)
             if not (after and self._is(after, tid)):
@@ -185,7 +184,7 @@ class _Work:
             raise Declined(Outcome.REFUSED, "permission", head)
         return None
 
-    def _shown(self, tid: int, limit: int = _POLICY) -> list[Mempolicy]:
+    def _shown(self, tid: int, limit: int = POLICY) -> list[Mempolicy]:
         """Of several regions."""
         try:
             return readback.thread_policies(self._target.directory, tid, limit)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _TKILL = 200  # arch/x86/entry/syscalls/syscall_64.tbl
 
-STEPS = 42
-"""Of an act on a spinning thread: seize, interrupt, wait, get, dispatch, rseq and its content, options, write, peek,
-set, resume, wait, get, resume, wait, get, set, zero, detach, clock; each before and after. A blocked thread is not
-asked for its rseq, which are 4 steps less."""
+STEPS = 50
+"""Of an act on a spinning thread: seize, clock, interrupt, wait, get, dispatch, rseq and its content, options, write,
+peek, set, resume, wait, get, resume, wait, get, set, zero, detach, clock, open, read, close; each before and after. A
+blocked thread is not asked for its rseq, which are 4 steps less."""
 
-SEIZED, STOPPED, SENT = 1, 6, 20
+SEIZED, STOPPED, SENT = 1, 8, 22
 """Of these: it is seized; it has stopped; it is on its way into the stub."""
 
 
@@ -46,7 +46,7 @@ def make(step: int, number: int = signal.SIGKILL, limit_seconds: float = 20.0, t
 def install(reached: Callable[[int], None]) -> None:
     """In this process, call `reached` at each step of each act, with its number."""
     from hetmemd.kernel import ptrace
-    from hetmemd.kernel.batch import Batch
+    from hetmemd.kernel.batch import WORDS, Batch
     from hetmemd.remote import course
 
     step = -1
@@ -70,6 +70,8 @@ def install(reached: Callable[[int], None]) -> None:
             nonlocal step
             for index in range(first, first + count):
                 if self.is_call(index):
+                    if self.words[index * WORDS + 1] == ptrace.SEIZE:
+                        step = -1
                     step += 1
                     reached(step)
                 if not super().run(index, 1):
