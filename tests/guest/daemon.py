@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -12,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hetmemd.ctl import client
 
 CGROUPS = Path("/sys/fs/cgroup")
 FILES = Path("/etc/hetmemd.d")
@@ -75,6 +76,12 @@ def shown(pid: int, tid: int | None = None) -> str:
     return match[1] if match else ""
 
 
+def own_policy(pid: int) -> str:
+    """What numactl has given the sleep that it became; before, and amid the exec, there is less to be seen."""
+    eventually("numactl did its part", lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+    return shown(pid)
+
+
 def all_shown(pid: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
@@ -104,11 +111,13 @@ def metrics() -> dict[str, float]:
 
 
 def told(*words: str) -> dict[str, Any]:
-    """What `hetmemctl WORDS --json` says."""
-    command = ["hetmemctl", *words, "--json"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, Any] = json.loads(text)
-    return found
+    """What `hetmemctl status --json` and `hetmemctl explain WHAT --json` say, without a process for each question."""
+    match words:
+        case ("status",):
+            return client.status()
+        case ("explain", what):
+            return client.explain_process(int(what)) if what.isdigit() else client.explain_cgroup(what)
+    raise ValueError(words)
 
 
 def measured_anew(cgroup: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.daemon import FILES, Group, drop, eventually, policy, shown, systemctl
+from tests.guest.daemon import FILES, Group, drop, eventually, own_policy, policy, shown, systemctl, told
 from tests.running import running
 
 pytestmark = pytest.mark.lab
@@ -57,8 +57,8 @@ def group() -> Generator[Group, None, None]:
 def two(group: Group) -> Generator[tuple[Task, Task, str], None, None]:
     """A task without a policy, one with its own, and what that is; both overridden."""
     with running(["sleep", "10000"]) as plain, running(["numactl", "--preferred=1", "sleep", "10000"]) as own:
-        eventually("numactl did its part", lambda: shown(own.pid).startswith("prefer"))
-        before = shown(own.pid)
+        before = own_policy(own.pid)
+        assert before.startswith("prefer")
         for task in (plain, own):
             group.take(task.pid)
         drop("50-giving.toml", policy(group.path, more=OVERRIDE))
@@ -90,12 +90,12 @@ def test_L2_restore_on_a_stop_and_on_no_restart(group: Group) -> None:
 
 def test_undo_everywhere_by_the_service_holds_over_a_restart(group: Group) -> None:
     with two(group) as (plain, own, before):
-        told = hetmemctl("undo")
-        assert (told["threads"], told["left"], told["held"]) == (2, [], "/")
+        undone = hetmemctl("undo")
+        assert (undone["threads"], undone["left"], undone["held"]) == (2, [], "/")
         assert (shown(plain.pid), shown(own.pid)) == ("default", before)
         systemctl("restart", "hetmemd")
-        eventually("said", lambda: [hold["what"] for hold in hetmemctl("status")["held"]] == ["/"])
-        assert hetmemctl("explain", str(plain.pid))["task"]["reason"] == "undone"
+        eventually("said", lambda: [hold["what"] for hold in told("status")["held"]] == ["/"])
+        assert told("explain", str(plain.pid))["task"]["reason"] == "undone"
         assert (shown(plain.pid), shown(own.pid)) == ("default", before)
         hetmemctl("release", "/")
         eventually("released", lambda: {shown(plain.pid), shown(own.pid)} == {THREE_TO_ONE})
@@ -113,8 +113,8 @@ def test_undo_when_the_daemon_is_gone(group: Group) -> None:
         systemctl("stop", "hetmemd")
         assert {shown(plain.pid), shown(own.pid)} == {THREE_TO_ONE}, "keep"
         assert len(hetmemctl("undo", "--dry-run")["planned"]) == 2
-        told = hetmemctl("undo")
-        assert (told["threads"], told["left"], told["held"]) == (2, [], None)
+        undone = hetmemctl("undo")
+        assert (undone["threads"], undone["left"], undone["held"]) == (2, [], None)
         assert (shown(plain.pid), shown(own.pid)) == ("default", before)
 
 

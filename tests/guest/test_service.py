@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,10 +20,12 @@ from tests.guest.daemon import (
     eventually,
     measured_anew,
     metrics,
+    own_policy,
     pages_by_node,
     policy,
     shown,
     systemctl,
+    told,
 )
 from tests.running import running
 
@@ -160,22 +161,16 @@ def test_a_child_that_is_made_in_another_cgroup_is_found(group: Group) -> None:
 
 def test_T4_a_foreign_policy_is_respected(group: Group) -> None:
     with running(["numactl", "--preferred=1", "sleep", "10000"]) as popen:
-        eventually("numactl did its part", lambda: shown(popen.pid).startswith("prefer"))
-        own = shown(popen.pid)
+        own = own_policy(popen.pid)
+        assert own.startswith("prefer")
         drop("50-test.toml", policy(group.path))
         group.take(popen.pid)
         eventually("shown", lambda: outcome(group, popen.pid) == "foreign")
         assert shown(popen.pid) == own
 
 
-def explain(what: str) -> dict[str, object]:
-    answer = subprocess.run(["hetmemctl", "explain", what, "--json"], check=True, capture_output=True, text=True)
-    found: dict[str, object] = json.loads(answer.stdout)
-    return found
-
-
 def outcome(group: Group, pid: int) -> object:
-    tasks = explain(group.path)["tasks"]
+    tasks = told("explain", group.path)["tasks"]
     assert isinstance(tasks, list)
     return next((task["outcome"] for task in tasks if task["pid"] == pid), None)
 
