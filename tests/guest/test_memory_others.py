@@ -192,12 +192,12 @@ def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest
         eventually("the ratio holds", lambda: distance(group) <= 0.02)
         reached = moved()
         assert reached - before >= size // 5
-        for _ in range(10):
+        for _ in range(4):
             measured_anew(group.path)
         assert moved() - reached <= MIB, "with room it comes to rest"
         ballast = fill_node_0()
         assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
-        for _ in range(10):
+        for _ in range(4):
             measured_anew(group.path)
         # What was demoted may be fetched back where the kernel makes room above the reserve; not again and again.
         pressed = moved()

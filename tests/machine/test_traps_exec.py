@@ -23,10 +23,7 @@ from tests.machine.halted import Halted
 from tests.machine.remote_target import ALTERNATING, BIND, ROOT, Acting, Target, wait_until
 from tests.machine.trap import Trap
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.lab(kernel="newest", topology="two-sockets"),
-]
+pytestmark = pytest.mark.root
 
 Built = Callable[..., Path]
 

@@ -27,7 +27,6 @@ from tests.machine.trap import GIVEN, Trap
 pytestmark = [
     pytest.mark.root,
     pytest.mark.lab(kernel="6.1"),
-    pytest.mark.lab(kernel="newest", topology="two-sockets"),
 ]
 
 Built = Callable[..., Path]
