@@ -90,11 +90,19 @@ class Actor:
         """What these calls come to, by the address of their data and the bits of the program."""
 
     def act(
-        self, target: Target, tid: int, calls: Sequence[Call], data: bytes, blocked: tuple[int, int] | None = None
+        self,
+        target: Target,
+        tid: int,
+        calls: Sequence[Call],
+        data: bytes,
+        blocked: tuple[int, int] | None = None,
+        *,
+        shows: bool = False,
     ) -> Done:
         """Have thread `tid` make the calls, in one stop: one of them at least. None at all: only sweep.
 
         Raises `Declined`. `blocked` are the syscall and pc at which it will most likely be found, None where it runs.
+        `shows`: numa_maps is wanted afterwards.
         """
         results: list[int] = []
         self.stops = 0
@@ -102,10 +110,8 @@ class Actor:
         for attempt in range(ATTEMPTS):
             begin = time.perf_counter_ns()
             try:
-                return self._act_once(target, tid, calls, data, blocked, results)
-            except _Again as again:
-                if isinstance(again, _Stale) and not target.has_thread(tid):
-                    raise gone() from None
+                return self._act_once(target, tid, calls, data, blocked, results, shows=shows)
+            except _Again:
                 if results:
                     return Done(results, time.perf_counter_ns() - begin)
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
@@ -126,12 +132,14 @@ class Actor:
         data: bytes,
         blocked: tuple[int, int] | None,
         results: list[int],
+        *,
+        shows: bool,
     ) -> Done:
         """`results` are filled in one by one."""
         plan = self._plan(target, tid, calls, data)
         whole = len(plan.calls) == 1
         course = self._courses[blocked is not None]
-        course.prepare(tid, target.directory, target.memory, plan.slot)
+        course.prepare(tid, target.directory, target.memory, plan.slot, shows=shows)
         is_foreseen = self._foresee(course, target, plan, blocked)
         held: Held | None = None
         reached = self._seize(course, target, tid, is_foreseen=is_foreseen, whole=whole)
@@ -338,6 +346,8 @@ class Actor:
                 reached = Reached.STOP
             if course.is_seized:
                 self.stops += 1
+                if course.is_anothers:
+                    course.interrupt()
                 return reached
             code = course.error
             if code == errno.ESRCH:

@@ -31,7 +31,7 @@ from hetmemd.remote.x86_64 import X86_64, Abi
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 _PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME = 101, 247, 17, 18, 228
-_READ, _CLOSE, _OPENAT = 0, 3, 257
+_READ, _CLOSE, _OPENAT, _FACCESSAT = 0, 3, 257, 269
 _CLOCK_MONOTONIC = 1
 _CONTENT = 4096
 _NAME = 32
@@ -141,7 +141,7 @@ class Course:
         self._dispatch = (ctypes.c_uint64 * (_DISPATCH_SIZE // 8))()
         self._word = ctypes.c_uint64()
         self._begin, self._end = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 2)()
-        self._name = ctypes.create_string_buffer(_NAME)
+        self._folder, self._name = ctypes.create_string_buffer(_NAME), ctypes.create_string_buffer(_NAME)
         self._shown = ctypes.create_string_buffer(POLICY)
         sent = bytearray(8 * (len(_SENT) + 1))
         self._sent = memoryview(sent).cast("Q")
@@ -162,6 +162,8 @@ class Course:
             self._copy(registers.length_address, self._capacity_address, 8)
         # Not yet with the options of the stop: see there.
         self._seized = self._ptrace(ptrace.SEIZE, 0, ptrace.O_TRACESYSGOOD)
+        # The tid may have come to be another process's before; nothing of that is to be looked at.
+        self._owned = self._note(batch.call(_FACCESSAT, 0, ctypes.addressof(self._folder), os.F_OK))
         self._note_time(self._begin, Reached.STOP)
         self._interrupted = self._ptrace(ptrace.INTERRUPT)
         self._waited = self._wait()
@@ -199,6 +201,7 @@ class Course:
         self._read = self._note(batch.call(_READ, -1, shown, POLICY), Reached.ALL)
         self._note(batch.call(_CLOSE, -1), Reached.ALL)
         self._ended = 0
+        self._all = batch.count
 
     def _note_time(self, time: ctypes.Array[ctypes.c_uint64], step: Reached) -> None:
         self._note(self.batch.call(_CLOCK_GETTIME, _CLOCK_MONOTONIC, ctypes.addressof(time)), step)
@@ -296,11 +299,13 @@ class Course:
         self._compare(ptrace.REPORT_STATUS, status, step)
         return first
 
-    def prepare(self, tid: int, directory: int, memory: int, room: Slot | None) -> None:
-        """All that is known before the thread stops. `directory` is an open /proc/PID."""
+    def prepare(self, tid: int, directory: int, memory: int, room: Slot | None, *, shows: bool) -> None:
+        """All that is known before the thread stops. `directory` is an open /proc/PID; `shows`: `shown` is wanted."""
         words = self.batch.words
-        words[self._opened * WORDS + 1] = directory
-        self._name.value = b"task/%d/numa_maps" % tid
+        words[self._owned * WORDS + 1] = words[self._opened * WORDS + 1] = directory
+        self._folder.value = b"task/%d" % tid
+        self._name.value = self._folder.value + b"/numa_maps"
+        self._all = self.batch.count if shows else self._opened
         for at in self._tids:
             words[at] = tid
         self._dispatch[0] = 0
@@ -348,11 +353,15 @@ class Course:
 
     def go(self, *, whole: bool) -> Reached:
         """All of it, as it was foreseen, or up to where the call is over. `is_seized` tells whether it began."""
-        return self._run(0, self.batch.count if whole else self._tail)
+        return self._run(0, self._all if whole else self._tail)
 
     def stop(self) -> None:
         """Seize and interrupt the thread, and wait for it. `is_seized` tells whether it began."""
         self._run(0, self._bridge)
+
+    def interrupt(self) -> None:
+        """What is left of `stop` for a thread that is seized and `is_anothers`."""
+        self._run(self._interrupted, self._bridge)
 
     def found(self) -> Stopped:
         """How the thread was stopped. `OSError` ESRCH where it has ended before, `ChildProcessError` where it has."""
@@ -377,7 +386,7 @@ class Course:
         self._sent_only[:] = to.packed
         self._calling.fill(resumed)
         self._resumed.fill(resumed)
-        return self._send(self._second, self.batch.count if whole else self._tail)
+        return self._send(self._second, self._all if whole else self._tail)
 
     def call_again(self, to: Sending) -> Reached:
         """Have the thread that has RETURNED run the stub once more."""
@@ -390,7 +399,7 @@ class Course:
 
     def release(self) -> Reached:
         """Put everything back and let the thread go, that has RETURNED."""
-        return self._run(self._tail, self.batch.count)
+        return self._run(self._tail, self._all)
 
     def _run(self, first: int, end: int) -> Reached:
         self._ended = first + self.batch.run(first, end - first)
@@ -398,7 +407,7 @@ class Course:
             if self._ended == self._read:
                 self.batch.run(self._ended + 1, 1)
             return self._steps[self._ended]
-        return Reached.ALL if end == self.batch.count else Reached.RETURNED
+        return Reached.ALL if end >= self._opened else Reached.RETURNED
 
     @property
     def dispatches(self) -> bool | None:
@@ -419,6 +428,11 @@ class Course:
     def is_seized(self) -> bool:
         """Whether the thread was, in a run that has to do it."""
         return self._ended > self._seized
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether the thread that was seized is not of this process."""
+        return self._ended == self._owned
 
     @property
     def begin_ns(self) -> int:

@@ -103,7 +103,7 @@ class Held:
     def enter_rest(self, room: Slot) -> bool:
         """Send the thread to do the rest of the write that came short. False where the stub cannot be written."""
         assert self._abi
-        if not self._put(room, self._abi.rest(self._registers)):
+        if not self._put(room, room.head + self._abi.rest(self._registers) + room.tail):
             return False
         self.enter(self._abi.asking_for_rest(room.stub, self._registers))
         return True
@@ -170,11 +170,10 @@ class Held:
 
     def write(self, slot: Slot) -> bool:
         """Write the stub. False where it does not stand in the memory that this thread runs in."""
-        assert self._abi
-        return self._put(slot, self._abi.stub(slot.stub, self._registers))
+        return self._put(slot, self.content(slot))
 
-    def _put(self, slot: Slot, stub: bytes) -> bool:
-        if not self.target.write(slot.address, slot.head + stub + slot.tail):
+    def _put(self, slot: Slot, content: bytes) -> bool:
+        if not self.target.write(slot.address, content):
             return False
         try:
             # The slot is in one page and was written whole: its mark stands for all of it.

@@ -160,7 +160,7 @@ class _Work:
             self._board.act_on(tid)
             calls = () if sees_it else self._request.calls
             try:
-                done = actor.act(self._target, tid, calls, self._request.data, blocked)
+                done = actor.act(self._target, tid, calls, self._request.data, blocked, shows=policy is not None)
             finally:
                 stops = actor.stops
             pause_ns = done.pause_ns

@@ -86,7 +86,7 @@ def _shape(stub_length: int, data: bytes) -> tuple[int, int, bytes]:
 def _place(padding: range, size: int, taken: Sequence[Leftover], turn: int) -> int | None:
     first = _rounded(padding.start, _ALIGN)
     places = (padding.stop - first) // size
-    if places and not taken:
+    if places > 0 and not taken:
         return first + turn % places * size
     for step in range(places):
         address = first + (turn + step) % places * size

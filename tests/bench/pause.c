@@ -102,9 +102,13 @@ static long act(int tid, int mode)
     struct ptrace_sud_config {
         uint64_t mode, selector, offset, length;
     } dispatch;
+    struct stat unused;
     unsigned char slot[SLOT], zeros[SLOT] = {0};
+    char name[64];
 
     NEED(ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD));
+    snprintf(name, sizeof name, "task/%d", tid);
+    NEED(fstatat(directory, name, &unused, 0));
     long begin = now();
     NEED(ptrace(PTRACE_INTERRUPT, tid, 0, 0));
     wait_stop();

@@ -22,6 +22,7 @@ from tests.lab.hetmemlab.emulator import Emulator
 from tests.lab.hetmemlab.guest import Control, End
 from tests.lab.hetmemlab.kernels import Boot
 from tests.lab.hetmemlab.parcel import pack
+from tests.running import running
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -112,11 +113,13 @@ def test_a_refused_command_line_is_told(tmp_path: Path) -> None:
 
 
 RUNNER = """
-import sys, tempfile
+import signal, sys, tempfile
 from pathlib import Path
 from tests.lab.hetmemlab import guest, topology
 from tests.lab.hetmemlab.emulator import Emulator
 from tests.lab.hetmemlab.kernels import Boot
+# What is started in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 machine = guest.Machine(Emulator(folder, "1:10.0"), folder, Boot(folder, folder, ""), topology.load("dram+cxl"))
 with tempfile.TemporaryFile() as job:
@@ -128,7 +131,7 @@ with tempfile.TemporaryFile() as job:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_qemu_does_not_outlive_the_lab(tmp_path: Path, number: signal.Signals) -> None:
     machine(tmp_path, "printf 'start 4.2\\n' >&9; echo $$ >&8; exec sleep 1000")
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-c", RUNNER, str(tmp_path)], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as runner:
         assert runner.stdout is not None
