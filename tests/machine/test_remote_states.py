@@ -14,7 +14,10 @@ from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.remote import target as remote_target
+from hetmemd.remote import wire
+from hetmemd.remote.act import Actor
 from hetmemd.remote.result import Outcome
+from hetmemd.remote.target import Declined
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
 
@@ -64,6 +67,40 @@ def padding_of(target: Target) -> tuple[range, bytes]:
 
 def is_clean(target: Target) -> bool:
     return padding_of(target)[1].strip(b"\0") == b""
+
+
+def blocked_in(target: Target) -> tuple[int, int]:
+    """(syscall, pc)"""
+    fields = ROOT.read_text(f"/proc/{target.pid}/syscall").split()
+    return int(fields[0]), int(fields[-1], 16)
+
+
+@pytest.mark.parametrize("is_foreseen", [True, False])
+def test_a_tid_that_came_to_be_another_process_is_left_at_once(built: Built, is_foreseen: bool) -> None:
+    call, data = wire.set_mempolicy(BIND)
+    command: list[str | Path] = [built("family"), "read"]
+    with (
+        Target(command) as target,
+        Target(command) as other,
+        contextlib.closing(remote_target.Target(ROOT, target.identity)) as looked,
+    ):
+        for each in (target, other):
+            each.expect("ready")
+            each.wait_blocked()
+        actor = Actor(suspends_seccomp=False)
+        # Twice: from the first one is known with which code this syscall is interrupted.
+        for _ in range(2):
+            assert actor.act(looked, target.pid, [call], data, blocked_in(target)).results == [0]
+            target.wait_blocked()
+        before = padding_of(target)
+        with pytest.raises(Declined) as declined:
+            actor.act(looked, other.pid, [call], data, blocked_in(other) if is_foreseen else None)
+        assert (declined.value.outcome, actor.stops) == (Outcome.GONE, 1)
+        assert padding_of(target) == before
+        assert is_clean(other)
+        other.wait_blocked()
+        assert (target.policy(), other.policy()) == (BIND, DEFAULT)
+        assert (target.finish(), other.finish()) == ("alive\n", "alive\n")
 
 
 def die_with_a_stub_in_place(acting: Acting, target: Target) -> None:
