@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -61,7 +62,8 @@ class Group:
 
     def remove(self) -> None:
         for pid in self.pids():
-            (CGROUPS / "cgroup.procs").write_text(str(pid))
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                (CGROUPS / "cgroup.procs").write_text(str(pid))
         for child in sorted(self.folder.rglob("*"), reverse=True):
             if child.is_dir():
                 child.rmdir()

@@ -197,15 +197,16 @@ def test_huge_pages_are_not_split_where_the_other_node_is_in_pieces() -> None:
     try:
         assert holes.stdout
         assert holes.stdout.readline()
-        command = ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), "128", "huge"]
+        command = ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), "256", "huge"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert child.stdout
         start, size = map(int, child.stdout.readline().split())
         heads = np.arange(start, start + size, 2 << 20, dtype=np.int64)
         marks = zoneinfo.watermarks(ROOT)[1]
-        assert zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"] - headroom.reserve(marks) > 128 << 8
+        assert zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"] - headroom.reserve(marks) > 256 << 8
         blocks = sum(count << order - 9 for order, count in enumerate(zoneinfo.free_blocks(ROOT, 1)) if order >= 9)
-        assert blocks < 48
+        # Some more come free meanwhile, by what others give back: there are huge pages for all of them, and more.
+        assert blocks < 64
         splits = vmstat("thp_split_page"), vmstat("thp_migration_split")
         _, failed = run(ProcessPass(ROOT, procfs.identify(ROOT, child.pid), targets.all_of(AWAY)))
         assert (vmstat("thp_split_page"), vmstat("thp_migration_split")) == splits
