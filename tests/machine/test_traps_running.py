@@ -45,7 +45,7 @@ def test_signals_that_are_queued(built: Built, trap: Trap, acting: Acting) -> No
             # It ends when it has them all, and what is said of it then does not matter.
             assert result.outcome is Outcome.APPLIED or result.reason == "signals" or target.state() == "Z", result
         told = numbers(target.finish())
-    assert applied > 100
+    assert applied > 20
     assert told == {"received": total, "misordered": 0, "miscoded": 0, "leaked": 0}
 
 
