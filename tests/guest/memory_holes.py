@@ -36,6 +36,12 @@ def blocks(node: str) -> int:
     return sum(count << order - 9 for zone in zones for order, count in enumerate(zone) if order >= 9)
 
 
+def compact(node: str) -> None:
+    """Now, and not when others need blocks."""
+    with open(f"/sys/devices/system/node/node{node}/compact", "w") as file:
+        file.write("1")
+
+
 def punch(size: int) -> tuple[mmap.mmap, int]:
     """An area of which only pinned pages are left, and the ring that pins them: they last as long as this."""
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -61,9 +67,13 @@ def keep(count: int) -> mmap.mmap:
     return area
 
 
+# What is taken in one piece is given back in one, but for the pins.
+compact(sys.argv[1])
 held: list[object] = [punch((free(sys.argv[1]) - SPARE) // EACH * EACH)]
-# Others gave memory back meanwhile, or the kernel its caches.
+# Others gave memory back meanwhile, or the kernel its caches; and what it can make by compaction, it makes now.
+compact(sys.argv[1])
 while (left := blocks(sys.argv[1])) > ENOUGH:
     held.append(keep(left - ENOUGH // 2))
+    compact(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.read()
