@@ -26,6 +26,7 @@ from typing import NamedTuple
 from hetmemd.kernel import ptrace
 from hetmemd.kernel.batch import WORDS, Batch
 from hetmemd.remote import slot
+from hetmemd.remote.readback import POLICY
 from hetmemd.remote.slot import Slot
 from hetmemd.remote.x86_64 import X86_64, Abi
 
@@ -36,8 +37,6 @@ _CLOCK_MONOTONIC = 1
 _CONTENT = 4096
 _NAME = 32
 """Bytes for a file's name below /proc/PID, and more."""
-POLICY = 80
-"""Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
 _SENT = range(7, 17)
 """Registers with which a thread is sent into the stub, side by side: r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax,
 rip. rcx does not matter, for the syscall instruction overwrites it."""

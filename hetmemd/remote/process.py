@@ -24,7 +24,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.remote import precheck, readback, wire
 from hetmemd.remote.act import Actor
 from hetmemd.remote.board import Board
-from hetmemd.remote.course import POLICY
+from hetmemd.remote.readback import POLICY
 from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.remote.target import Declined, Target, gone
 from hetmemd.remote.wire import Request

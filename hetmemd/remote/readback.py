@@ -12,8 +12,11 @@ from hetmemd.kernel import mempolicy, nodelist, procfs
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 
+POLICY = 80
+"""Bytes of numa_maps: enough for the first region's policy, and each further region costs a walk of all its pages."""
 
-def thread_policies(directory: int, tid: int, limit: int = 80) -> list[Mempolicy]:
+
+def thread_policies(directory: int, tid: int, limit: int = POLICY) -> list[Mempolicy]:
     """Policies of the first regions of a thread, through an open /proc/PID; at least one unless it has no memory.
 
     A region shows the thread's policy unless it has one of its own.
