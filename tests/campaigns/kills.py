@@ -267,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", choices=list(KINDS), default=list(KINDS), help="only on these")
     parser.add_argument("--steps", nargs="+", default=[], metavar="STEP", help='only there: "set 1", "after set 1"')
     options = parser.parse_args(arguments)
+    if options.many <= 0:
+        parser.error("--many is more than 0")
     # Also where it was started in the background, which has SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

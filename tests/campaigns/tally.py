@@ -14,7 +14,6 @@ RANDOM = "at random"
 """In place of a step."""
 
 MANY = "many "
-"""Before the steps of an act of several calls, which goes through the steps of one call again and again."""
 """Before the steps of an act that makes several calls in one stop."""
 
 

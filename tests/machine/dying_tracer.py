@@ -51,12 +51,10 @@ def install(reached: Callable[[int], None]) -> None:
 
     step = -1
 
-    def counted(function: Callable[..., Any], begins: bool = False) -> Callable[..., Any]:
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal step
-            if begins and arguments[0] == os.getpid():
-                return function(*arguments)  # no act: to see what it may, when it starts
-            step = 0 if begins else step + 1
+            step += 1
             reached(step)
             result = function(*arguments, **named)
             step += 1
@@ -82,8 +80,8 @@ def install(reached: Callable[[int], None]) -> None:
             return count
 
     setattr(course, "Batch", OneByOne)  # noqa: B010 (mypy: assigning to a type)
-    for name in ("seize", "interrupt", "wait_any", "peek", "resume_to_syscall", "detach", "syscall_user_dispatch"):
-        setattr(ptrace, name, counted(getattr(ptrace, name), begins=name == "seize"))
+    for name in ("interrupt", "wait_any", "peek", "resume_to_syscall", "detach", "syscall_user_dispatch"):
+        setattr(ptrace, name, counted(getattr(ptrace, name)))
     ptrace.rseq_area = counted(ptrace.rseq_area)
     for name in ("get", "set"):
         setattr(ptrace.RegisterSet, name, counted(getattr(ptrace.RegisterSet, name)))

@@ -169,7 +169,7 @@ def test_another_thread_takes_over_where_one_is_traced(built: Built, acting: Act
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_tracer_that_dies_amid_the_calls(built: Built, acting: Acting, by: signal.Signals) -> None:
     with regions(built, 100, "spin") as some:
-        for step in (12, 40, 77):
+        for step in (16, 44, 81):
             tracer = dying_tracer.make(step, by, limit_seconds=0.3)
             with contextlib.closing(tracer):
                 result = acting.with_tracer(tracer).bind(some.target, alternating(some, 100), [some.tid])

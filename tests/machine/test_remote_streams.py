@@ -55,9 +55,9 @@ def test_where_the_reader_is_slow_it_is_not_waited_for(built: Built, acting: Act
     assert (told["bad"], told["spoilt"]) == (0, 0), told
 
 
-# Steps of an act that finds a thread amid a write: seize, interrupt, wait, get, dispatch, write, peek, set and resume,
-# each before and after.
-@pytest.mark.parametrize("step", range(9, 18))
+# Steps of an act that finds a thread amid a write: seize, look, clock, interrupt, wait, get, dispatch, write, peek, set
+# and resume, each before and after.
+@pytest.mark.parametrize("step", range(13, 22))
 def test_a_tracer_that_dies_amid_the_rest(built: Built, acting: Acting, step: int) -> None:
     with Target([built("stream"), "slow"]) as target:
         target.expect("ready")
