@@ -17,12 +17,16 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 WORDS = 8
 RESULT = 7
 """Of the words of a record."""
+FILE = 5
+"""Records of one `read_file`."""
 _COMPARE, _COPY, _DIFFER, _SAME = ((1 << 64) - operation for operation in range(1, 5))
 _LARGEST_ERRNO = 4095
+_READ, _CLOSE, _OPENAT = 0, 3, 257  # arch/x86/entry/syscalls/syscall_64.tbl
 
 _ROUTINE = bytes.fromhex(
     # (rdi: records, rsi: count) -> records that were not done
@@ -110,6 +114,15 @@ def interpreted(address: int, count: int) -> int:
     return 0
 
 
+class Reading(NamedTuple):
+    """The records that read the beginning of a file."""
+
+    opened: int
+    read: int
+    end: int
+    """The record after."""
+
+
 class Batch:
     """A table of records, filled once and changed word by word."""
 
@@ -140,6 +153,23 @@ class Batch:
     def same(self, address: int, other: int, count: int) -> int:
         """Append a comparison of `count` bytes; its index."""
         return self._append(_SAME, address, other, count)
+
+    def read_file(self, name: int, to: int, size: int) -> Reading:
+        """Append what opens the file whose name is at an address, reads once, and closes it.
+
+        Relative to the directory that is the first argument of `opened`, to be filled in. After a `read` that failed,
+        `close_unread`.
+        """
+        opened = self.call(_OPENAT, -1, name, os.O_RDONLY | os.O_CLOEXEC)
+        read = opened + 3
+        for later in (read, read + 1):
+            self.copy(self.address_of(later, 1), self.address_of(opened), 8)
+        self.call(_READ, -1, to, size)
+        self.call(_CLOSE, -1)
+        return Reading(opened, read, self.count)
+
+    def close_unread(self, reading: Reading) -> None:
+        self.run(reading.read + 1, 1)
 
     def _append(self, *words: int) -> int:
         start = self.count * WORDS

@@ -31,8 +31,7 @@ from hetmemd.remote.slot import Slot
 from hetmemd.remote.x86_64 import X86_64, Abi
 
 # arch/x86/entry/syscalls/syscall_64.tbl
-_PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME = 101, 247, 17, 18, 228
-_READ, _CLOSE, _OPENAT, _FACCESSAT = 0, 3, 257, 269
+_PTRACE, _WAITID, _PREAD64, _PWRITE64, _CLOCK_GETTIME, _FACCESSAT = 101, 247, 17, 18, 228, 269
 _CLOCK_MONOTONIC = 1
 _CONTENT = 4096
 _NAME = 32
@@ -194,11 +193,8 @@ class Course:
         self._ptrace(ptrace.DETACH, 0, 0, Reached.DETACH)
         self._note_time(self._end, Reached.ALL)
         name, shown = ctypes.addressof(self._name), ctypes.addressof(self._shown)
-        opened = self._opened = self._note(batch.call(_OPENAT, 0, name, os.O_RDONLY | os.O_CLOEXEC), Reached.ALL)
-        for later in (3, 4):
-            self._note(batch.copy(batch.address_of(opened + later, 1), batch.address_of(opened), 8), Reached.ALL)
-        self._read = self._note(batch.call(_READ, -1, shown, POLICY), Reached.ALL)
-        self._note(batch.call(_CLOSE, -1), Reached.ALL)
+        self._look = batch.read_file(name, shown, POLICY)
+        self._note(batch.count - 1, Reached.ALL)
         self._ended = 0
         self._all = batch.count
 
@@ -301,10 +297,10 @@ class Course:
     def prepare(self, tid: int, directory: int, memory: int, room: Slot | None, *, shows: bool) -> None:
         """All that is known before the thread stops. `directory` is an open /proc/PID; `shows`: `shown` is wanted."""
         words = self.batch.words
-        words[self._owned * WORDS + 1] = words[self._opened * WORDS + 1] = directory
+        words[self._owned * WORDS + 1] = words[self._look.opened * WORDS + 1] = directory
         self._folder.value = b"task/%d" % tid
         self._name.value = self._folder.value + b"/numa_maps"
-        self._all = self.batch.count if shows else self._opened
+        self._all = self.batch.count if shows else self._look.opened
         for at in self._tids:
             words[at] = tid
         self._dispatch[0] = 0
@@ -403,10 +399,10 @@ class Course:
     def _run(self, first: int, end: int) -> Reached:
         self._ended = first + self.batch.run(first, end - first)
         if self._ended < end:
-            if self._ended == self._read:
-                self.batch.run(self._ended + 1, 1)
+            if self._ended == self._look.read:
+                self.batch.close_unread(self._look)
             return self._steps[self._ended]
-        return Reached.ALL if end >= self._opened else Reached.RETURNED
+        return Reached.ALL if end >= self._look.opened else Reached.RETURNED
 
     @property
     def dispatches(self) -> bool | None:
@@ -446,7 +442,7 @@ class Course:
     @property
     def shown(self) -> bytes | None:
         """The beginning of the thread's numa_maps after the act; None where it is not to be had."""
-        return self._shown.raw[: self.batch.result(self._read)] if self._ended == self.batch.count else None
+        return self._shown.raw[: self.batch.result(self._look.read)] if self._ended == self.batch.count else None
 
     @property
     def error(self) -> int:
