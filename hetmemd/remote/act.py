@@ -20,9 +20,12 @@ from hetmemd.remote.held import Held
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.slot import Slot
 from hetmemd.remote.stops import deliverable, judged, raise_for, release_or_reap, wait_for, wait_or_signal
-from hetmemd.remote.target import Declined, Target, gone
+from hetmemd.remote.target import Declined, Room, Target, gone
 from hetmemd.remote.wire import Call
 from hetmemd.remote.x86_64 import X86_64
+
+AT_ONCE = 8
+"""Acts that can be laid out at a time."""
 
 ATTEMPTS = 50
 """A thread in a storm of signals is let go for each of them, and tried again."""
@@ -66,6 +69,23 @@ class _Plan(NamedTuple):
     """Of each call the registers with which the thread enters the stub: none without a slot."""
 
 
+class Laid(NamedTuple):
+    """An act that is ready but for the stop itself."""
+
+    target: Target
+    room: Room
+    """Of the program that it is laid out for."""
+    tid: int
+    calls: Sequence[Call]
+    data: bytes
+    blocked: tuple[int, int] | None
+    shows: bool
+    course: Course
+    plan: _Plan
+    is_foreseen: bool
+    """Whether all of it is laid out, or no more than the stop."""
+
+
 class Actor:
     """Acts on one thread at a time; in a process of its own, with no children and no other tracee."""
 
@@ -81,7 +101,10 @@ class Actor:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
             # From the stop on, never from the seizure: until it stops, a thread would run without its filter.
             self._options |= ptrace.O_SUSPEND_SECCOMP
-        self._courses = {blocked: Course(self._options, blocked=blocked) for blocked in (True, False)}
+        self._courses = [
+            {blocked: Course(self._options, blocked=blocked) for blocked in (True, False)} for _ in range(AT_ONCE)
+        ]
+        self._laid = 0
         self._codes: dict[int, int] = {}
         """The code with which each syscall was interrupted last."""
         self._turn = 0
@@ -89,7 +112,7 @@ class Actor:
         self._resolved: dict[tuple[int, int], list[Sending]] = {}
         """What these calls come to, by the address of their data and the bits of the program."""
 
-    def act(
+    def lay_out(
         self,
         target: Target,
         tid: int,
@@ -98,19 +121,48 @@ class Actor:
         blocked: tuple[int, int] | None = None,
         *,
         shows: bool = False,
-    ) -> Done:
-        """Have thread `tid` make the calls, in one stop: one of them at least. None at all: only sweep.
+    ) -> Laid:
+        """Get ready to have thread `tid` make the calls. None at all: only sweep.
 
         Raises `Declined`. `blocked` are the syscall and pc at which it will most likely be found, None where it runs.
-        `shows`: numa_maps is wanted afterwards.
+        `shows`: numa_maps is wanted afterwards. At most `AT_ONCE` can be laid out, to be acted out in the same order.
         """
+        self._laid = (self._laid + 1) % AT_ONCE
+        course = self._courses[self._laid][blocked is not None]
+        return self._lay(target, tid, calls, data, blocked, course, shows=shows)
+
+    def _lay(
+        self,
+        target: Target,
+        tid: int,
+        calls: Sequence[Call],
+        data: bytes,
+        blocked: tuple[int, int] | None,
+        course: Course,
+        *,
+        shows: bool,
+    ) -> Laid:
+        room = target.room
+        plan = self._plan(target, tid, calls, data)
+        course.prepare(tid, target.directory, target.memory, plan.slot, shows=shows)
+        is_foreseen = self._foresee(course, target, plan, blocked)
+        return Laid(target, room, tid, calls, data, blocked, shows, course, plan, is_foreseen)
+
+    def _anew(self, laid: Laid) -> Laid:
+        return self._lay(laid.target, laid.tid, laid.calls, laid.data, laid.blocked, laid.course, shows=laid.shows)
+
+    def act(self, laid: Laid) -> Done:
+        """Have the thread make the calls, in one stop: one of them at least. Raises `Declined`."""
         results: list[int] = []
         self.stops = 0
         self._until = time.monotonic() + self._patience
+        if not laid.is_foreseen or laid.room is not laid.target.room:
+            # An act between has shown what can be foreseen now, or that the process runs another program.
+            laid = self._anew(laid)
         for attempt in range(ATTEMPTS):
             begin = time.perf_counter_ns()
             try:
-                return self._act_once(target, tid, calls, data, blocked, results, shows=shows)
+                return self._act_once(laid if attempt == 0 else self._anew(laid), results)
             except _Again:
                 if results:
                     return Done(results, time.perf_counter_ns() - begin)
@@ -120,29 +172,16 @@ class Actor:
                 raise gone() from None
             except OSError as error:
                 if libc.is_gone(error):
-                    raise release_or_reap(tid, target.process.pid, self._patience) from None
+                    raise release_or_reap(laid.tid, laid.target.process.pid, self._patience) from None
                 raise
         raise Declined(Outcome.DEFERRED, "signals")
 
-    def _act_once(
-        self,
-        target: Target,
-        tid: int,
-        calls: Sequence[Call],
-        data: bytes,
-        blocked: tuple[int, int] | None,
-        results: list[int],
-        *,
-        shows: bool,
-    ) -> Done:
+    def _act_once(self, laid: Laid, results: list[int]) -> Done:
         """`results` are filled in one by one."""
-        plan = self._plan(target, tid, calls, data)
+        target, tid, course, plan = laid.target, laid.tid, laid.course, laid.plan
         whole = len(plan.calls) == 1
-        course = self._courses[blocked is not None]
-        course.prepare(tid, target.directory, target.memory, plan.slot, shows=shows)
-        is_foreseen = self._foresee(course, target, plan, blocked)
         held: Held | None = None
-        reached = self._seize(course, target, tid, is_foreseen=is_foreseen, whole=whole)
+        reached = self._seize(course, target, tid, is_foreseen=laid.is_foreseen, whole=whole)
         begin = course.begin_ns
         if reached is Reached.STOP:
             held, dispatches, is_ours = self._hold(course, target, tid)
@@ -160,11 +199,10 @@ class Actor:
             results.append(course.result)
             if reached is not Reached.RETURNED:
                 break
-            if len(results) < len(plan.calls) and time.perf_counter_ns() < begin + STOP_NS:
-                reached = course.call_again(plan.calls[len(results)])
-            else:
+            if len(results) == len(plan.calls) or time.perf_counter_ns() > begin + STOP_NS:
                 reached = course.release()
                 break
+            reached = course.call_again(plan.calls[len(results)])
         if reached is Reached.ALL:
             return Done(results, course.pause_ns, course.shown)
         held = held or Held(course.original, target, tid)

@@ -1,4 +1,5 @@
-"""Memory that the daemon and the tracer share: results as they come, and which thread is being acted on.
+"""Memory that the daemon and the tracer share: results as they come, which thread is being acted on, and whether others
+wait for the tracer.
 
 Results could go through the socket one by one, but each would wake the daemon, which then competes for a processor
 with the tracer while that holds a thread. What stands here survives the tracer.
@@ -17,6 +18,8 @@ from hetmemd.remote.result import ThreadResult
 _SIZE = 1 << 20
 """Far more than the results of one request take; only pages that are used exist."""
 _HEADER = struct.Struct("<qqq")  # acting, steps, used
+_OTHERS_AT = _HEADER.size
+_ROWS_AT = _OTHERS_AT + 8
 
 
 class Board:
@@ -50,10 +53,17 @@ class Board:
         self._steps += 1
         self._tell()
 
+    def say_others_wait(self, others: bool) -> None:
+        """On the daemon's side: whether somebody else waits for the tracer."""
+        self._memory[_OTHERS_AT] = others
+
+    def others_wait(self) -> bool:
+        return bool(self._memory[_OTHERS_AT])
+
     def add(self, result: ThreadResult) -> None:
         """The thread is finished."""
         row = self._packer.pack(result) + b"\n"
-        start = _HEADER.size + self._used
+        start = _ROWS_AT + self._used
         # The row first: it counts from when the header says so, whenever the tracer is killed.
         self._memory[start : start + len(row)] = row
         self._used += len(row)
@@ -64,7 +74,7 @@ class Board:
     def read(self) -> tuple[Sequence[ThreadResult], int | None]:
         """Results so far, and the thread that is being acted on."""
         acting, _, used = _HEADER.unpack_from(self._memory, 0)
-        rows = self._memory[_HEADER.size : _HEADER.size + used].splitlines()
+        rows = self._memory[_ROWS_AT : _ROWS_AT + used].splitlines()
         return [wire.unpack_result(row) for row in rows], acting or None
 
     def steps(self) -> int:

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from hetmemd.kernel import libc, procfs
@@ -60,6 +60,8 @@ class Tracer:
         self._root = root
         self._limit = limit_seconds
         self._turn = asyncio.Lock()
+        self._waiting = 0
+        """How many wait for their turn."""
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._board: Board | None = None
@@ -164,7 +166,7 @@ class Tracer:
         if not libc.SUPPORTED:
             return ThreadResult(process.pid, Outcome.UNSTEERABLE, "architecture")
         results: dict[int, ThreadResult] = {}
-        async with self._turn:
+        async with self._its_turn():
             try:
                 request = Request(process, tuple(tids[:CANDIDATES]), calls, data, policy=None, once=True)
                 await self._ask(request, results)
@@ -196,7 +198,7 @@ class Tracer:
         while waiting:
             some = waiting[: 1 if alone else SLICE]
             alone = max(0, alone - 1)
-            async with self._turn:
+            async with self._its_turn():
                 try:
                     await self._ask(Request(process, tuple(some), calls, data, policy, expected, sweep), results)
                 except _Died as died:
@@ -220,6 +222,21 @@ class Tracer:
             waiting = [tid for tid in waiting if tid not in results]
         return results
 
+    @contextlib.asynccontextmanager
+    async def _its_turn(self) -> AsyncIterator[None]:
+        """Alone with the tracer, which is told as soon as somebody else waits."""
+        self._waiting += 1
+        try:
+            if self._board:
+                self._board.say_others_wait(True)
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     async def _ask(self, request: Request, results: dict[int, ThreadResult]) -> None:
         if self._child and self._child.poll() is not None:
             self._kill()  # it died while nothing was asked of it
@@ -228,6 +245,7 @@ class Tracer:
         assert board
         finished = False
         board.clear()
+        board.say_others_wait(self._waiting > 0)
         try:
             connection.send(wire.pack_request(request))
             await self._done(connection, board)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hetmemd.kernel import libc, procfs, ptrace
 from hetmemd.kernel.heads import Heads
@@ -22,7 +22,7 @@ from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.remote import precheck, readback, wire
-from hetmemd.remote.act import Actor
+from hetmemd.remote.act import AT_ONCE, Actor, Laid
 from hetmemd.remote.board import Board
 from hetmemd.remote.readback import POLICY
 from hetmemd.remote.result import Outcome, ThreadResult
@@ -35,10 +35,12 @@ _CAP_SYS_ADMIN = 21
 _NICE = -10
 
 TURN = 0.01
-"""Seconds after which it is another request's turn."""
+"""Seconds after which it is another request's turn, where one waits."""
+LONGEST_TURN = 0.05
+"""Seconds after which what was found out about the process is found out anew."""
 _LOOK = (POLICY, 1024, 256)
 """Bytes of what is looked at before an act: numa_maps, stat, syscall."""
-_AT_ONCE = 32
+_MANY = 32
 
 _OWN_MEMORY_HOLDS = 0.05
 """Seconds for which the answer to "is this memory shared?" is used again, at least."""
@@ -51,8 +53,8 @@ class Tracer:
         self._spared = frozenset({daemon, os.getpid()})
         self.suspends_seccomp = _may_suspend_seccomp(root)
         self.actor = Actor(suspends_seccomp=self.suspends_seccomp, patience=patience)
-        self.looks = Heads(_LOOK)
-        self.policies = Heads([POLICY] * _AT_ONCE)
+        self.looks = Heads(_LOOK * AT_ONCE)
+        self.policies = Heads([POLICY] * _MANY)
         self._own_memory: tuple[ProcessId, float] | None = None
 
     def serve(self, request: Request, board: Board) -> None:
@@ -61,7 +63,7 @@ class Tracer:
         Before an act the board tells which thread is next: so the daemon knows which one is held whenever it kills
         this process.
         """
-        end = time.monotonic() + TURN
+        begin = time.monotonic()
         try:
             precheck.identity(request.process.pid, self._spared)
             target = Target(self._root, request.process)
@@ -74,7 +76,7 @@ class Tracer:
             if request.once:
                 work.once(request.tids)
             else:
-                work.each(request.tids, end)
+                work.each(request.tids, begin)
         finally:
             target.close()
 
@@ -105,28 +107,38 @@ class _Work:
     def once(self, tids: Sequence[int]) -> None:
         """In the first thread that is possible."""
         for tid in tids:
-            result = self._thread(tid)
+            (result,) = self._do([tid])
             self._board.add(result)
             if result.outcome is Outcome.APPLIED or self._objection:
                 return
 
-    def each(self, tids: Sequence[int], end: float) -> None:
-        """Each thread, until the turn is over. Where one is right, most likely all are: they are looked at together."""
+    def each(self, tids: Sequence[int], begin: float) -> None:
+        """Each thread, until the turn that began then is over.
+
+        Where one had to be acted on, most likely all have to be, and where one is right, all are: they are looked at
+        together.
+        """
         rest = list(tids)
+        count = 1
         while rest:
-            tid = rest.pop(0)
-            result = self._thread(tid)
-            self._board.add(result)
-            while not result.pause_ns and result.outcome is Outcome.APPLIED and rest and time.monotonic() < end:
-                some, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
+            some, rest = rest[:count], rest[count:]
+            for result in self._do(some):
+                self._board.add(result)
+                if self._is_over(begin):
+                    return
+            count = AT_ONCE if result.pause_ns else 1
+            while not result.pause_ns and result.outcome is Outcome.APPLIED and rest and not self._is_over(begin):
+                some, rest = rest[:_MANY], rest[_MANY:]
                 wrong = [
                     tid for tid, policy in zip(some, self._policies(some), strict=True) if not self._right(tid, policy)
                 ]
                 if wrong:
                     rest = wrong + rest
                     break
-            if time.monotonic() > end:
-                return
+
+    def _is_over(self, begin: float) -> bool:
+        took = time.monotonic() - begin
+        return took > TURN and (took > LONGEST_TURN or self._board.others_wait())
 
     def _policies(self, tids: Sequence[int]) -> list[Mempolicy | None]:
         """Of each thread, None where it has to be looked at more closely."""
@@ -140,16 +152,28 @@ class _Work:
         self._board.add(ThreadResult(tid, Outcome.APPLIED, "", before=shown, after=shown))
         return True
 
-    def _thread(self, tid: int) -> ThreadResult:
+    def _do(self, tids: Sequence[int]) -> Iterator[ThreadResult]:
+        """What comes of each of at most `AT_ONCE` threads. Who goes on with the next is done with the one before.
+
+        All that comes before the first stop is done for all: so a thread that has gone on finds its processor awake.
+        """
+        looks = self._tracer.looks.read(
+            self._target.directory,
+            [b"task/%d/%b" % (tid, name) for tid in tids for name in (b"numa_maps", b"stat", b"syscall")],
+        )
+        count = len(_LOOK)
+        ready = [self._ready(tid, *looks[count * place : count * (place + 1)]) for place, tid in enumerate(tids)]
+        for tid, one in zip(tids, ready, strict=True):
+            yield one if isinstance(one, ThreadResult) else self._act(tid, *one)
+
+    def _ready(
+        self, tid: int, numa_maps: bytes | int, stat: bytes | int, syscall: bytes | int
+    ) -> ThreadResult | tuple[Laid, Mempolicy | None]:
+        """An act that is laid out, with the policy that the thread has before; or what came of it without one."""
+        before = None
         policy = self._request.policy
-        before = after = None
-        pause_ns = stops = 0
-        actor = self._tracer.actor
         try:
-            head, stat, syscall = self._tracer.looks.read(
-                self._target.directory, [b"task/%d/numa_maps" % tid, b"task/%d/stat" % tid, b"task/%d/syscall" % tid]
-            )
-            before = after = self._shown_by(tid, head)
+            before = self._shown_by(tid, numa_maps)
             sees_it = before is not None and policy is not None and self._is(before, tid)
             if sees_it and not self._request.sweep:
                 return ThreadResult(tid, Outcome.APPLIED, "", before=before, after=before)
@@ -157,10 +181,22 @@ class _Work:
                 # It was looked at some time ago, and has set its own policy since.
                 raise Declined(Outcome.DEFERRED, "changed")
             blocked = self._check(tid, _content(stat), syscall)
-            self._board.act_on(tid)
             calls = () if sees_it else self._request.calls
+            shows = policy is not None
+            laid = self._tracer.actor.lay_out(self._target, tid, calls, self._request.data, blocked, shows=shows)
+            return laid, before
+        except Declined as declined:
+            return _declined(tid, declined, before, before)
+
+    def _act(self, tid: int, laid: Laid, before: Mempolicy | None) -> ThreadResult:
+        policy = self._request.policy
+        after = before
+        pause_ns = stops = 0
+        actor = self._tracer.actor
+        self._board.act_on(tid)
+        try:
             try:
-                done = actor.act(self._target, tid, calls, self._request.data, blocked, shows=policy is not None)
+                done = actor.act(laid)
             finally:
                 stops = actor.stops
             pause_ns = done.pause_ns

@@ -52,7 +52,7 @@ def test_protected_between_the_look_and_the_act(target: Target) -> None:
         protect(target)
         actor = Actor(suspends_seccomp=False)
         with pytest.raises(Declined) as declined:
-            actor.act(looked, target.pid, [call], data)
+            actor.act(actor.lay_out(looked, target.pid, [call], data))
     assert (declined.value.outcome, declined.value.reason) == (Outcome.UNSTEERABLE, "stub-fault")
     assert actor.stops == 1
     assert target.policy() == DEFAULT

@@ -45,6 +45,23 @@ def test_a_process_that_was_reaped_or_replaced_is_gone(built: Built, acting: Act
         assert target.policy() == DEFAULT
 
 
+def test_what_is_laid_out_for_an_earlier_program_is_laid_out_anew(built: Built) -> None:
+    """Several acts are laid out at a time: one may find out that the process runs another program."""
+    call, data = wire.set_mempolicy(BIND)
+    with Target([built("family"), "read"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        with contextlib.closing(remote_target.Target(ROOT, target.identity)) as looked:
+            actor = Actor(suspends_seccomp=False)
+            laid = actor.lay_out(looked, target.pid, [call], data)
+            looked.forget_memory()
+            with Path("/dev/null").open("wb"):  # with the number that the descriptor of the memory had
+                assert actor.act(laid).results == [0]
+            assert actor.stops == 1
+        assert target.policy() == BIND
+        assert is_clean(target)
+
+
 def test_the_tid_of_another_process_is_not_touched(built: Built, acting: Acting) -> None:
     with Target([built("family"), "read"]) as target, Target([built("family"), "read"]) as other:
         target.expect("ready")
@@ -90,11 +107,11 @@ def test_a_tid_that_came_to_be_another_process_is_left_at_once(built: Built, is_
         actor = Actor(suspends_seccomp=False)
         # Twice: from the first one is known with which code this syscall is interrupted.
         for _ in range(2):
-            assert actor.act(looked, target.pid, [call], data, blocked_in(target)).results == [0]
+            assert actor.act(actor.lay_out(looked, target.pid, [call], data, blocked_in(target))).results == [0]
             target.wait_blocked()
         before = padding_of(target)
         with pytest.raises(Declined) as declined:
-            actor.act(looked, other.pid, [call], data, blocked_in(other) if is_foreseen else None)
+            actor.act(actor.lay_out(looked, other.pid, [call], data, blocked_in(other) if is_foreseen else None))
         assert (declined.value.outcome, actor.stops) == (Outcome.GONE, 1)
         assert padding_of(target) == before
         assert is_clean(other)

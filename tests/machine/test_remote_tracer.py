@@ -17,9 +17,11 @@ import pytest
 
 from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT
-from hetmemd.remote import client
+from hetmemd.remote import client, process, wire
+from hetmemd.remote.board import Board
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import Outcome
+from hetmemd.remote.wire import Request
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
 
@@ -218,6 +220,48 @@ def test_a_small_process_does_not_wait_for_a_large_one(built: Built) -> None:
             done, _ = await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
             assert done == {second}
             assert {result.outcome for result in await first} == {Outcome.APPLIED}
+
+    with Target([built("family"), "threads", "400"]) as large, Target([built("family"), "read"]) as small:
+        large.expect("ready")
+        small.expect("ready")
+        asyncio.run(scenario(large, small))
+
+
+def test_a_turn_is_short_where_others_wait(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nobody else there, the tracer goes on with the same process."""
+    monkeypatch.setattr(process, "TURN", 0.0)
+    monkeypatch.setattr(process, "LONGEST_TURN", HANG)
+    memory = Board.create()
+    board = Board(memory)
+    os.close(memory)
+    serving = process.Tracer(ROOT, 0)
+    call, data = wire.set_mempolicy(BIND)
+    with contextlib.closing(board), Target([built("family"), "threads", "20"]) as target:
+        target.expect("ready")
+        tids = tuple(procfs.tids(ROOT, target.pid))
+        for others, served in ((True, 1), (False, len(tids))):
+            board.clear()
+            board.say_others_wait(others)
+            serving.serve(Request(target.identity, tids, (call,), data, BIND), board)
+            assert [result.tid for result in board.read()[0]] == list(tids[:served])
+
+
+def test_the_tracer_is_told_that_others_wait(built: Built) -> None:
+    async def scenario(large: Target, small: Target) -> None:
+        tracer = Tracer(ROOT, limit_seconds=20.0)
+        with contextlib.closing(tracer):
+            first = asyncio.create_task(tracer.apply(large.identity, INTERLEAVE))
+            while large.policy() == DEFAULT:
+                await asyncio.sleep(0)
+            board = tracer._board
+            assert board
+            assert not board.others_wait()
+            second = asyncio.create_task(tracer.apply(small.identity, INTERLEAVE))
+            await asyncio.sleep(0)
+            assert board.others_wait()
+            await asyncio.gather(first, second)
+            await tracer.apply(small.identity, BIND)
+            assert not board.others_wait()
 
     with Target([built("family"), "threads", "400"]) as large, Target([built("family"), "read"]) as small:
         large.expect("ready")
