@@ -41,6 +41,13 @@ LONGEST_TURN = 0.05
 _LOOK = (POLICY, 1024, 256)
 """Bytes of what is looked at before an act: numa_maps, stat, syscall."""
 _MANY = 32
+"""Threads of which one file is read at once."""
+_QUICK = 0.0003
+"""Seconds that a look at a thread may take for several to be looked at before the first is acted on: the first region
+of some programs is their heap, and numa_maps walks all its pages."""
+_FRESH = 0.002
+"""Seconds for which what was seen of a thread may be acted on, where others were seen with it. By then it may be in a
+call that a stop cuts short, or have set a policy of its own."""
 
 _OWN_MEMORY_HOLDS = 0.05
 """Seconds for which the answer to "is this memory shared?" is used again, at least."""
@@ -103,6 +110,8 @@ class _Work:
         self._is_checked = False
         self._objection: Declined | None = None
         self._is_threaded = False
+        self._look_seconds = 0.0
+        """What the latest look took for each thread."""
 
     def once(self, tids: Sequence[int]) -> None:
         """In the first thread that is possible."""
@@ -126,9 +135,11 @@ class _Work:
                 self._board.add(result)
                 if self._is_over(begin):
                     return
-            count = AT_ONCE if result.pause_ns else 1
+            # Under a filter that cannot be suspended a thread dies of the call: nothing may come between.
+            count = self._several(AT_ONCE) if result.pause_ns and self._tracer.suspends_seccomp else 1
             while not result.pause_ns and result.outcome is Outcome.APPLIED and rest and not self._is_over(begin):
-                some, rest = rest[:_MANY], rest[_MANY:]
+                many = self._several(_MANY)
+                some, rest = rest[:many], rest[many:]
                 wrong = [
                     tid for tid, policy in zip(some, self._policies(some), strict=True) if not self._right(tid, policy)
                 ]
@@ -136,19 +147,27 @@ class _Work:
                     rest = wrong + rest
                     break
 
+    def _several(self, count: int) -> int:
+        return count if self._look_seconds < _QUICK else 1
+
     def _is_over(self, begin: float) -> bool:
         took = time.monotonic() - begin
         return took > TURN and (took > LONGEST_TURN or self._board.others_wait())
 
     def _policies(self, tids: Sequence[int]) -> list[Mempolicy | None]:
         """Of each thread, None where it has to be looked at more closely."""
+        began = time.monotonic()
         heads = self._tracer.policies.read(self._target.directory, [b"task/%d/numa_maps" % tid for tid in tids])
+        self._look_seconds = (time.monotonic() - began) / len(tids)
         return [readback.first_policy(head) if isinstance(head, bytes) else None for head in heads]
 
     def _right(self, tid: int, shown: Mempolicy | None) -> bool:
         """Put it on the board where the thread has its policy already."""
-        if shown is None or self._request.sweep or not self._is(shown, tid):
-            return False
+        try:
+            if shown is None or self._request.sweep or not self._is(shown, tid):
+                return False
+        except Declined:
+            return False  # it ended meanwhile, for instance: a closer look tells
         self._board.add(ThreadResult(tid, Outcome.APPLIED, "", before=shown, after=shown))
         return True
 
@@ -157,14 +176,21 @@ class _Work:
 
         All that comes before the first stop is done for all: so a thread that has gone on finds its processor awake.
         """
+        began = time.monotonic()
         looks = self._tracer.looks.read(
             self._target.directory,
             [b"task/%d/%b" % (tid, name) for tid in tids for name in (b"numa_maps", b"stat", b"syscall")],
         )
+        self._look_seconds = (time.monotonic() - began) / len(tids)
         count = len(_LOOK)
         ready = [self._ready(tid, *looks[count * place : count * (place + 1)]) for place, tid in enumerate(tids)]
         for tid, one in zip(tids, ready, strict=True):
-            yield one if isinstance(one, ThreadResult) else self._act(tid, *one)
+            if isinstance(one, ThreadResult):
+                yield one
+            elif len(tids) > 1 and time.monotonic() > began + _FRESH:
+                yield from self._do([tid])
+            else:
+                yield self._act(tid, *one)
 
     def _ready(
         self, tid: int, numa_maps: bytes | int, stat: bytes | int, syscall: bytes | int
@@ -193,6 +219,7 @@ class _Work:
         after = before
         pause_ns = stops = 0
         actor = self._tracer.actor
+        self._target.living = tid
         self._board.act_on(tid)
         try:
             try:

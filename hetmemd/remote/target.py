@@ -18,7 +18,7 @@ from hetmemd.remote.x86_64 import ABIS, Abi
 
 _LOOKS = 5
 _LOOK_PAUSE = 0.002
-_LOCK_LOOKS = 100
+_LOCK_LOOKS = 300
 _LOCK_PAUSE = 0.001
 """Seconds: together many of another's turns."""
 _LOCK = "syscall"

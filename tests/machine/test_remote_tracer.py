@@ -10,17 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from hetmemd.kernel import libc, procfs
-from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy
 from hetmemd.remote import client, process, wire
+from hetmemd.remote.act import AT_ONCE, Done, Laid
 from hetmemd.remote.board import Board
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import Outcome
+from hetmemd.remote.target import gone
 from hetmemd.remote.wire import Request
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
@@ -227,23 +229,100 @@ def test_a_small_process_does_not_wait_for_a_large_one(built: Built) -> None:
         asyncio.run(scenario(large, small))
 
 
-def test_a_turn_is_short_where_others_wait(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+class Serving:
+    """The tracer's work, in this process: on a program of many threads."""
+
+    def __init__(self, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(process, "LONGEST_TURN", HANG)
+        memory = Board.create()
+        self.board = Board(memory)
+        os.close(memory)
+        self.tracer = process.Tracer(ROOT, 0)
+        self._target = target
+        self.tids = procfs.tids(ROOT, target.pid)
+        self.looks: list[list[int]] = []
+        """Which threads were looked at together, before an act."""
+        read, act = self.tracer.looks.read, self.tracer.actor.act
+
+        def look(directory: int, names: Sequence[bytes]) -> list[bytes | int]:
+            self.looks.append([int(name.split(b"/")[1]) for name in names[::3]])
+            return read(directory, names)
+
+        def acted(laid: Laid) -> Done:
+            assert laid.target.living == laid.tid, "what is opened anew is opened by a thread that lives"
+            return act(laid)
+
+        monkeypatch.setattr(self.tracer.looks, "read", look)
+        monkeypatch.setattr(self.tracer.actor, "act", acted)
+
+    def serve(self, policy: Mempolicy) -> list[int]:
+        """Which threads had their turn."""
+        call, data = wire.set_mempolicy(policy)
+        self.board.clear()
+        self.looks.clear()
+        self.tracer.serve(Request(self._target.identity, tuple(self.tids), (call,), data, policy), self.board)
+        results = self.board.read()[0]
+        assert {result.outcome for result in results} == {Outcome.APPLIED}
+        return [result.tid for result in results]
+
+
+@pytest.fixture
+def serving(built: Built, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    monkeypatch.setattr(process, "_FRESH", HANG)
+    with Target([built("family"), "threads", "20"]) as target:
+        target.expect("ready")
+        serving = Serving(target, monkeypatch)
+        with contextlib.closing(serving.board):
+            yield serving
+
+
+def test_a_turn_is_short_where_others_wait(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nobody else there, the tracer goes on with the same process."""
     monkeypatch.setattr(process, "TURN", 0.0)
-    monkeypatch.setattr(process, "LONGEST_TURN", HANG)
-    memory = Board.create()
-    board = Board(memory)
-    os.close(memory)
-    serving = process.Tracer(ROOT, 0)
-    call, data = wire.set_mempolicy(BIND)
-    with contextlib.closing(board), Target([built("family"), "threads", "20"]) as target:
-        target.expect("ready")
-        tids = tuple(procfs.tids(ROOT, target.pid))
-        for others, served in ((True, 1), (False, len(tids))):
-            board.clear()
-            board.say_others_wait(others)
-            serving.serve(Request(target.identity, tids, (call,), data, BIND), board)
-            assert [result.tid for result in board.read()[0]] == list(tids[:served])
+    for others, served in ((True, 1), (False, len(serving.tids))):
+        serving.board.say_others_wait(others)
+        assert serving.serve(BIND) == serving.tids[:served]
+
+
+def test_threads_are_looked_at_together_before_they_are_acted_on(serving: Serving) -> None:
+    assert serving.serve(BIND) == serving.tids
+    first, *rest = serving.tids
+    assert serving.looks == [[first], *(rest[at : at + AT_ONCE] for at in range(0, len(rest), AT_ONCE))]
+
+
+@pytest.mark.parametrize("why", ["slow to look at", "a filter would kill"])
+def test_threads_are_looked_at_one_by_one(serving: Serving, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    if why == "slow to look at":
+        monkeypatch.setattr(process, "_QUICK", 0.0)
+    else:
+        serving.tracer.suspends_seccomp = False
+    assert serving.serve(BIND) == serving.tids
+    assert serving.looks == [[tid] for tid in serving.tids]
+    assert serving.serve(BIND) == serving.tids, "and where nothing is to be done"
+
+
+def test_what_was_seen_some_time_ago_is_looked_at_again(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_FRESH", 0.0)
+    assert serving.serve(BIND) == serving.tids
+    assert {tid for look in serving.looks if len(look) == 1 for tid in look} == set(serving.tids)
+
+
+def test_a_thread_that_ends_while_it_is_compared_ends_nothing(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.serve(BIND)
+    compared = {serving.tids[0]}
+    really = process._Work._is
+
+    def is_(work: process._Work, shown: Mempolicy, tid: int) -> bool:
+        if tid not in compared:
+            compared.add(tid)
+            raise gone()
+        return really(work, shown, tid)
+
+    monkeypatch.setattr(process._Work, "_is", is_)
+    assert sorted(serving.serve(BIND)) == serving.tids
+    assert serving.looks == [[tid] for tid in serving.tids[:2]], "a closer look"
 
 
 def test_the_tracer_is_told_that_others_wait(built: Built) -> None:
