@@ -188,7 +188,7 @@ class Service:
             asyncio.create_task(coroutine, name=name)
             for name, coroutine in (
                 ("engine", self._engine.run()),
-                ("regions", self._engine.follow_regions()),
+                ("regions", self._engine.follow_regions(self._watcher.want_regions)),
                 ("balancer", self._balancer.run()),
                 ("scans", self._scan_again()),
                 ("publisher", self._publish()),

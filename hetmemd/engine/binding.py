@@ -1,8 +1,7 @@
-"""The regions of processes: reads them, decides, has them bound, and finds those that come later.
+"""The regions of processes: reads them, decides, and has them bound.
 
 A policy that an `mbind` gave holds for a range as it is mapped then. What is mapped later, and a heap that grows, has
-none: so a cheap sign is looked at several times a second (the sizes in /proc/PID/statm), the regions are read when it
-has changed, and at an interval whatever it says.
+none: `following` says when a process is to be looked at again.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from hetmemd.engine.braking import Permit
 from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark, nodes_within
+from hetmemd.engine.following import Following, State
 from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.ledger import Ledger, Span
 from hetmemd.engine.offloop import OffLoop, patience
@@ -35,12 +35,11 @@ from hetmemd.engine.regionwise import (
     settled,
     without,
 )
-from hetmemd.kernel import libc, procfs
-from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
+from hetmemd.kernel import procfs
+from hetmemd.kernel.mempolicy import DEFAULT, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import regions
-from hetmemd.memory.classes import Span as Range
 from hetmemd.memory.headroom import Headroom
 from hetmemd.memory.scope import scope
 from hetmemd.remote.regions import HomeNode, RegionCall, RegionsResult
@@ -51,12 +50,6 @@ READERS = 4
 READ_SECONDS = 10.0
 ROUNDS = 4
 """How often regions are read again while there is something to bind; the next look goes on."""
-POLL = 0.25
-"""Seconds between two looks at the cheap sign, at least."""
-NET = 10.0
-"""Seconds after which regions are read whatever the sign says."""
-COST = 50
-"""A reading that took so long is not repeated for that many times as long: 2 % of one core."""
 SLICE = 256
 """Calls between two looks at the kill switch."""
 RETRY = 60.0
@@ -105,27 +98,6 @@ class Wish:
 _UNDO = Wish(Asked(None, scope(("all",))), UNDO.why)
 
 
-@dataclass(slots=True)
-class State:
-    """What is remembered of one process."""
-
-    process: ProcessId
-    decision: Regionwise | None = None
-    stacks: frozenset[Range] = frozenset()
-    sign: bytes = b""
-    read_at: float = 0.0
-    """When the regions were read last, the loop's time, and"""
-    cost: float = 0.0
-    """how many seconds that took."""
-    homes: dict[tuple[int, int], int] = field(default_factory=dict)
-    failed: dict[tuple[int, int, Mempolicy], float] = field(default_factory=dict)
-    """What the kernel refused, and when it may be tried again."""
-    fought: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """Where a policy of the application's own was replaced (T4), by the region's start: how often, and when."""
-    contested: bool = False
-    """Some region is left to the application, which sets its own policy again and again."""
-
-
 class Binder:
     def __init__(
         self,
@@ -153,7 +125,7 @@ class Binder:
         self.heritage = Heritage(root, ledger)
         self._readers = OffLoop("regions", READERS, READ_SECONDS)
         self._clearance = Clearance(root, lambda path: wish(path).asked)
-        self._states: dict[int, State] = {}
+        self.following = Following(root)
 
     def close(self) -> None:
         self.heritage.keep()
@@ -164,13 +136,9 @@ class Binder:
         """Reads that wait for a target's mmap lock."""
         return self._readers.stuck
 
-    def state(self, process: ProcessId) -> State | None:
-        known = self._states.get(process.pid)
-        return known if known and known.process == process else None
-
     def forget(self, pid: int) -> None:
         """It has ended."""
-        self._states.pop(pid, None)
+        self.following.forget(pid)
         self.heritage.forget(pid)
 
     # -- one look
@@ -185,10 +153,9 @@ class Binder:
         is_unknown = await self.heritage.inherit(record.process)
         wish = _UNDO if self._brakes.undone(record.process, record.cgroup) else self._wish(record.cgroup)
         if not wish.asked.is_regional and not is_unknown and not self._ledger.regions(record.process):
-            self._states.pop(record.process.pid, None)
+            self.following.forget(record.process.pid)
             return False
-        state = self.state(record.process) or State(record.process)
-        self._states[record.process.pid] = state
+        state = self.following.of(record.process)
         changed = False
         result: tuple[Outcome, str] | None = None
         for _ in range(ROUNDS):
@@ -207,7 +174,8 @@ class Binder:
         return changed
 
     async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
-        earlier, began = state.read_at, time.monotonic()
+        earlier, began = state.mapped_at or state.read_at, time.monotonic()
+        state.mapped_at, state.began = None, asyncio.get_running_loop().time()
         decision, marks = await self._readers.call(
             record.process,
             lambda: self._read(record, state, wish.asked),
@@ -227,7 +195,7 @@ class Binder:
         """In a reader's thread: thousands of regions take tens of milliseconds."""
         pid = record.process.pid
         # Before the regions: what changes while they are read is seen as a change afterwards.
-        state.sign = self._sign(pid)
+        state.sign = self.following.sign(pid)
         tid = procfs.living_thread(self._root, pid)
         found = regions.read(self._root, pid, tid, state.stacks) if tid is not None else []
         state.stacks = regions.stacks_in(found)
@@ -244,13 +212,8 @@ class Binder:
         )
         return decision, settled(decision.verdicts, marks)
 
-    def _sign(self, pid: int) -> bytes:
-        """Sizes of the address space, and of its data: proc_pid_statm(5). Touching memory does not change them."""
-        fields = self._root.read_bytes(f"/proc/{pid}/statm").split()
-        return b" ".join(fields[i] for i in (0, 5)) if len(fields) > 5 else b""
-
     def _late(self, decision: Regionwise, before: Regionwise, seconds: float) -> None:
-        """Regions that were not there at the last reading wait since then at the longest."""
+        """Regions that were not there at the last reading, and wait for so long at the most."""
         known = {verdict.region.start for verdict in before.verdicts}
         if any(verdict.state == "change" and verdict.region.start not in known for verdict in decision.verdicts):
             self._tally.region_delay(seconds)
@@ -396,7 +359,7 @@ class Binder:
     # -- the ledger
 
     def _marks(self, process: ProcessId) -> tuple[RegionMark, ...]:
-        state = self.state(process)
+        state = self.following.known(process)
         homes = state.homes if state else {}
         return tuple(
             RegionMark(span.start, span.end, mark.issued, mark.replaced, mark.earlier, homes.get(span))
@@ -438,33 +401,6 @@ class Binder:
             record.outcomes, record.reasons = frozenset(), frozenset()
         record.outcomes |= {outcome for outcome, _ in said}
         record.reasons |= {reason for _, reason in said if reason}
-
-    # -- what comes later
-
-    async def run(self, look: Callable[[int], None]) -> None:
-        """Until cancelled: calls `look` for each process whose regions may be others than they were."""
-        while True:
-            began = time.monotonic()
-            for pid in self._due():
-                look(pid)
-            # A look at ten thousand processes must not become the work itself.
-            await asyncio.sleep(max(POLL, 50 * (time.monotonic() - began)))
-
-    def _due(self) -> list[int]:
-        now = asyncio.get_running_loop().time()
-        due: list[int] = []
-        for pid, state in list(self._states.items()):
-            since = now - state.read_at
-            if since < COST * state.cost:
-                continue
-            try:
-                if since > NET or self._sign(pid) != state.sign:
-                    due.append(pid)
-            except OSError as error:
-                if not libc.is_gone(error):
-                    raise
-                self.forget(pid)
-        return due
 
 
 def _is_foreign(record: Record) -> bool:

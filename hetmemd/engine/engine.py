@@ -116,10 +116,13 @@ class Engine:
         self._pending.files = True
         self._wake.set()
 
-    async def follow_regions(self) -> None:
-        """Until cancelled: looks at processes whose regions may be others than they were."""
+    async def follow_regions(self, want: Callable[[bool], None]) -> None:
+        """Until cancelled: looks at processes whose regions may be others than they were.
+
+        `want` is told whether there are such: then hints of what is mapped are of use.
+        """
         await self._first.wait()
-        await self._binder.run(self._look)
+        await self._binder.following.run(self._look, want)
 
     async def run(self) -> None:
         """Until cancelled. The first round scans everything."""
@@ -188,6 +191,9 @@ class Engine:
             self._child(pid, parent, at)
         for pid in pending.ended:
             if pid in self.records or pid in self._looks or pid in self._clear:
+                self._look(pid)
+        async for pid, mapped in _in_slices(pending.mapped.items()):
+            if self._binder.following.has_mapped(pid, mapped):
                 self._look(pid)
         if pending.everything:
             await self._scan()

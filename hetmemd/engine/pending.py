@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, FilesHint, Hint, LostHint, TaskHint
+from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, FilesHint, Hint, LostHint, RegionsHint, TaskHint
 
 
 @dataclass(slots=True)
@@ -21,6 +21,8 @@ class Pending:
     """The child's pid to its parent's."""
     executed: dict[int, float] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
+    mapped: dict[int, float] = field(default_factory=dict)
+    """When a process first mapped something."""
 
     def add(self, hints: Sequence[Hint], at: float) -> None:
         for hint in hints:
@@ -34,6 +36,7 @@ class Pending:
                     # taken since is hinted at again by that process's own fork.
                     self.forked.pop(pid, None)
                     self.executed.pop(pid, None)
+                    self.mapped.pop(pid, None)
                     self.ended.add(pid)
                 case CgroupHint(path=path):
                     self.cgroups.setdefault(path, at)
@@ -43,5 +46,7 @@ class Pending:
                     self.gone.add(path)
                 case FilesHint():
                     self.files = True
+                case RegionsHint(pid=pid, at=mapped):
+                    self.mapped[pid] = min(mapped, self.mapped.get(pid, mapped))
                 case LostHint():
                     self.everything = True

@@ -22,11 +22,12 @@ class Numbers(NamedTuple):
     get_robust_list: int
     kcmp: int
     set_mempolicy_home_node: int
+    perf_event_open: int
 
 
 NUMBERS: Mapping[str, Numbers] = {
-    "x86_64": Numbers(237, 279, 274, 312, 450),  # arch/x86/entry/syscalls/syscall_64.tbl
-    "aarch64": Numbers(235, 239, 100, 272, 450),  # include/uapi/asm-generic/unistd.h
+    "x86_64": Numbers(237, 279, 274, 312, 450, 298),  # arch/x86/entry/syscalls/syscall_64.tbl
+    "aarch64": Numbers(235, 239, 100, 272, 450, 241),  # include/uapi/asm-generic/unistd.h
 }
 """By `uname -m`."""
 _NONE = Numbers(*[-1] * len(Numbers._fields))
@@ -49,7 +50,7 @@ SUPPORTED = _MACHINE == "x86_64"
 MOVES = _FOUND is not None
 """Whether pages can be found and moved."""
 
-MBIND, MOVE_PAGES, GET_ROBUST_LIST, KCMP, SET_MEMPOLICY_HOME_NODE = _FOUND or _NONE
+MBIND, MOVE_PAGES, GET_ROBUST_LIST, KCMP, SET_MEMPOLICY_HOME_NODE, PERF_EVENT_OPEN = _FOUND or _NONE
 
 
 def syscall(number: int, *arguments: Any, about: str | None = None) -> int:

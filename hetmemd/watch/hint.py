@@ -69,10 +69,19 @@ class CpusetHint:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionsHint:
+    """A process mapped memory, or changed what may be done with a mapping."""
+
+    pid: int
+    at: float
+    """When, by the loop's clock (CLOCK_MONOTONIC, seconds): the first time that was not told yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class LostHint:
     """Events were lost: only a scan of everything tells what happened."""
 
     source: str
 
 
-Hint = CgroupHint | CgroupGone | TaskHint | DumpHint | CrashHint | FilesHint | CpusetHint | LostHint
+Hint = CgroupHint | CgroupGone | TaskHint | DumpHint | CrashHint | FilesHint | CpusetHint | RegionsHint | LostHint

@@ -9,11 +9,12 @@ from hetmemd.report.snapshot import SourceView
 from hetmemd.watch.cgroups import CgroupSource
 from hetmemd.watch.connector import ConnectorSource
 from hetmemd.watch.files import FilesSource
+from hetmemd.watch.mappings import MappingsSource
 from hetmemd.watch.source import Deliver
 
 
 class Watcher:
-    """Eyes on the cgroup tree, the policy files and the processes.
+    """Eyes on the cgroup tree, the policy files, the processes, and where it is wanted on what they map.
 
     `deliver` is called on the loop with at least one hint. The order is that of the events as far as one cgroup or one
     pid goes; between sources there is none. What is missing (a right, a kernel feature, a library) stands in the note
@@ -24,6 +25,7 @@ class Watcher:
         self._cgroups = CgroupSource(root, loop, deliver)
         self._files = FilesSource(root, loop, deliver)
         self._connector = ConnectorSource(root, loop, deliver)
+        self._mappings = MappingsSource(root, loop, deliver)
 
     async def start(self) -> None:
         """Open the sources. When this returns, whatever happens from now on is either hinted or noted as unseen.
@@ -33,10 +35,15 @@ class Watcher:
         self._files.start()
         self._cgroups.start()
         await self._connector.start()
+        self._mappings.start()
 
     def close(self) -> None:
-        for source in (self._connector, self._cgroups, self._files):
+        for source in (self._mappings, self._connector, self._cgroups, self._files):
             source.close()
 
     def sources(self) -> tuple[SourceView, ...]:
-        return (self._cgroups.view(), self._files.view(), self._connector.view())
+        return (self._cgroups.view(), self._files.view(), self._connector.view(), self._mappings.view())
+
+    def want_regions(self, wanted: bool) -> None:
+        """Whether `RegionsHint`s are wanted; not at first."""
+        self._mappings.want(wanted)

@@ -114,6 +114,10 @@ class Daemon:
         """What `hetmemctl explain PID --json` prints."""
         return client.explain_process(pid, self.socket)
 
+    def status(self) -> dict[str, Any]:
+        """What `hetmemctl status --json` prints."""
+        return client.status(self.socket)
+
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """A scrape: the samples by name (without `hetmemd_`) and labels."""
         with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=PATIENCE) as answer:

@@ -3,7 +3,8 @@
 Each line of its input is a command and is answered by a line of JSON, name to [address, length]:
 `start`, `grow` (the heap, an allocation of malloc's and a mapping of its own), `code` (what was data becomes code),
 `fork` (a child that waits: `child`, whose address is its pid), `orphan` (the same, of a child that ends at once),
-`remap NAME` (mremap(2) to elsewhere), `bind NAME NODE` (mbind(2), by itself), `exec` (the same program anew).
+`anew` (other memory in the place of `anon`), `remap NAME` (mremap(2) to elsewhere), `bind NAME NODE` (mbind(2), by
+itself), `exec` (the same program anew).
 
 usage: regions_target.py SCALE, by which regions are larger than they need be.
 """
@@ -94,6 +95,13 @@ def remap(name: str) -> None:
     found[name] = (free + PAGE, length)
 
 
+def anew(name: str) -> None:
+    """The sizes that /proc/PID/statm tells are as before."""
+    start, length = found[name]
+    assert not libc.munmap(ctypes.c_void_p(start - PAGE), ctypes.c_size_t(length + 2 * PAGE))
+    add(name, length // PAGE)
+
+
 def start() -> None:
     found["heap"] = grow_heap(16 * SCALE)
     add("anon", 16 * SCALE)
@@ -119,6 +127,8 @@ def main() -> None:
         match command:
             case "fork" | "orphan":
                 found["child"] = (fork(command == "orphan"), 0)
+            case "anew":
+                anew("anon")
             case "remap":
                 remap(*what)
             case "bind":

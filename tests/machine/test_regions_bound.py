@@ -10,13 +10,15 @@ import mmap
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
 
+from hetmemd.engine.following import NET
 from hetmemd.kernel import numa_maps, procfs
 from hetmemd.kernel.root import Root
+from hetmemd.watch.mappings import ASLEEP, MappingsSource
 from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, policy, shown, where_all_can_be_seen
 from tests.machine.regions_program import Program
 
@@ -61,6 +63,26 @@ def test_the_inclusive_form(daemon: Daemon, group: Group, program: Program) -> N
     eventually("L3: undone", lambda: program.all("heap", "later-heap", "later-anon") == {"default"})
     assert program.policies("own") == {"bind:0"}
     eventually("counted", lambda: daemon.metric("regions_undone_total") >= 2)
+
+
+def test_what_is_mapped_is_told_by_perf_events(daemon: Daemon, group: Group, program: Program) -> None:
+    """Nothing else would tell of this before the next reading that comes in any case."""
+
+    def source() -> Mapping[str, object]:
+        (found,) = (source for source in daemon.status()["sources"] if source["name"] == MappingsSource.name)
+        return found  # type: ignore[no-any-return]
+
+    assert (source()["up"], source()["note"]) == (True, ASLEEP)
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+    eventually("bound", lambda: program.all("heap", "anon") == {INTERLEAVE})
+    eventually("it is open", lambda: source()["note"] == "")
+    program.tell("anew")
+    began = time.monotonic()
+    eventually("bound anew", lambda: program.all("anon") == {INTERLEAVE})
+    assert time.monotonic() - began < NET / 2
+    eventually("counted", lambda: daemon.metric("events_total", source=MappingsSource.name) >= 1)
+    (daemon.files / "50-a.toml").unlink()
+    eventually("it is closed", lambda: source()["note"] == ASLEEP)
 
 
 def test_the_exclusive_form(daemon: Daemon, group: Group, program: Program) -> None:

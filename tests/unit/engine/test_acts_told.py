@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from hetmemd.engine.binding import Binder, State, Wish
+from hetmemd.engine.binding import Binder, Wish
 from hetmemd.engine.braking import Permit
 from hetmemd.engine.decide import UNDO, Verb, Wanted
+from hetmemd.engine.following import State
 from hetmemd.engine.ledger import BOOT_ID, Ledger
 from hetmemd.engine.record import Record
 from hetmemd.engine.regionwise import Asked, Change

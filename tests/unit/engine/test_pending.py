@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetmemd.engine.pending import Pending
-from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, FilesHint, LostHint, TaskHint
+from hetmemd.watch.hint import CgroupGone, CgroupHint, CpusetHint, FilesHint, LostHint, RegionsHint, TaskHint
 
 pids = st.integers(1, 5)
 tasks = st.builds(TaskHint, pids, pids, st.sampled_from(["fork", "exec", "exit"]), pids)
@@ -17,6 +17,7 @@ hints = st.lists(
         st.builds(CgroupHint, paths),
         st.builds(CgroupGone, paths),
         st.builds(CpusetHint, paths),
+        st.builds(RegionsHint, pids, st.floats(0, 10)),
         st.just(FilesHint()),
         st.just(LostHint("x")),
     ),
@@ -54,3 +55,5 @@ def test_a_delay_is_measured_from_the_first_hint() -> None:
     pending.add([CgroupHint("/a")], 1.0)
     pending.add([CgroupHint("/a"), CgroupHint("/b")], 2.0)
     assert pending.cgroups == {"/a": 1.0, "/b": 2.0}
+    pending.add([RegionsHint(1, 0.5), RegionsHint(1, 0.25), RegionsHint(2, 0.75)], 3.0)
+    assert pending.mapped == {1: 0.25, 2: 0.75}

@@ -1,0 +1,138 @@
+"""New mappings of memory, where somebody wants to know of them: perf events on all CPUs.
+
+Wanted only while a policy about classes of memory is in force: at other times nothing is recorded, and nothing costs
+anything. Where more is mapped than can be followed at 2 % of one core, nothing is recorded for a while: the sizes in
+/proc/PID/statm are looked at in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from hetmemd.kernel.perf import Mappings
+from hetmemd.kernel.root import Root
+from hetmemd.watch.hint import RegionsHint
+from hetmemd.watch.source import Deliver, Source
+
+PACE = 0.02
+"""Seconds between the first record and the reading of all that came by then."""
+COST = 50
+"""A reading that took so long is followed by a pause of that many times as long."""
+FIRST_REST, LAST_REST = 1.0, 60.0
+"""Seconds without records after some were lost; doubled each time, until none are lost for the longest."""
+
+ASLEEP = "asleep: no policy in force is about classes of memory"
+
+
+class MappingsSource(Source):
+    name: ClassVar[str] = "perf-mmap"
+
+    def __init__(
+        self,
+        root: Root,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Deliver,
+        *,
+        opener: Callable[[Root], Mappings] = Mappings,
+    ) -> None:
+        super().__init__(deliver)
+        self._root = root
+        self._loop = loop
+        self._opener = opener
+        self._mappings: Mappings | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rest = 0.0
+        self._woke = 0.0
+
+    def start(self) -> None:
+        """See whether it can be opened. Returns with the source up, asleep, or down with a note."""
+        if mappings := self._opened():
+            mappings.close()
+            self.up, self.note = True, ASLEEP
+
+    def want(self, wanted: bool) -> None:
+        """Whether anybody wants to know; cheap where that is as before. What could not be opened is not tried again."""
+        if not self.up or wanted == (self._mappings is not None):
+            return
+        if not wanted:
+            self._end()
+            self.note = ASLEEP
+        elif mappings := self._opened():
+            self._mappings = mappings
+            self._rest = 0.0
+            self._follow()
+
+    def _opened(self) -> Mappings | None:
+        try:
+            return self._opener(self._root)
+        except (OSError, ValueError) as error:
+            self.fail(_why_not(error))
+            return None
+
+    def _follow(self) -> None:
+        assert self._mappings
+        self.note = ""
+        self._woke = self._loop.time()
+        self._mappings.enable()
+        self._listen()
+
+    def _listen(self) -> None:
+        assert self._mappings
+        self._loop.add_reader(self._mappings.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        assert self._mappings
+        self._loop.remove_reader(self._mappings.fileno())
+        self._later(PACE, self._take)
+
+    def _take(self) -> None:
+        assert self._mappings
+        began = time.monotonic()
+        mapped, count, lost = self._mappings.take()
+        took = time.monotonic() - began
+        self.events += count
+        if lost:
+            self._sleep()
+        else:
+            self._later(COST * took, self._listen)
+        self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items()])
+
+    def _sleep(self) -> None:
+        """It is no matter for a scan: all that is wanted is looked at soon in any case."""
+        assert self._mappings
+        self.losses += 1
+        if self._loop.time() - self._woke > LAST_REST:
+            self._rest = 0.0
+        self._rest = min(max(FIRST_REST, 2 * self._rest), LAST_REST)
+        self._mappings.disable()
+        self.note = f"more is mapped than can be followed: not followed for {self._rest:.0f} s"
+        self._later(self._rest, self._follow)
+
+    def _later(self, seconds: float, what: Callable[[], None]) -> None:
+        self._timer = self._loop.call_later(seconds, what)
+
+    def _end(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if self._mappings:
+            self._loop.remove_reader(self._mappings.fileno())
+            self._mappings.close()
+            self._mappings = None
+
+    def close(self) -> None:
+        self._end()
+        self.fail("closed")
+
+
+def _why_not(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return "not allowed: needs CAP_PERFMON"
+    if isinstance(error, OSError) and error.errno:
+        return f"perf events cannot be had: {os.strerror(error.errno).lower()}"
+    return f"perf events cannot be had: {error}"
