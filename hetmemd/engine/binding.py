@@ -168,6 +168,8 @@ class Binder:
                 done, hindrance = await self._act(record, state, wish, possible)
                 result, changed = hindrance or result, changed or done
         self._conclude(record, state, wish, result)
+        if not wish.asked.is_regional and not self._ledger.regions(record.process):
+            self.following.forget(record.process.pid)
         if changed:
             # What fell in between lies where it should not. Not before: whether it may be moved is known only now.
             record.measure_at = 0.0

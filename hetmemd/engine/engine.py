@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 from hetmemd.engine.balancing import Balancer
@@ -116,10 +116,10 @@ class Engine:
         self._pending.files = True
         self._wake.set()
 
-    async def follow_regions(self, want: Callable[[bool], None]) -> None:
+    async def follow_regions(self, want: Callable[[Collection[int]], None]) -> None:
         """Until cancelled: looks at processes whose regions may be others than they were.
 
-        `want` is told whether there are such: then hints of what is mapped are of use.
+        `want` is told which are followed: of those, hints of what is mapped are of use.
         """
         await self._first.wait()
         await self._binder.following.run(self._look, want)

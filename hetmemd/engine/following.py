@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from hetmemd.engine.regionwise import Regionwise
@@ -82,12 +82,12 @@ class Following:
         state.mapped_at = min(at, state.mapped_at or at)
         return asyncio.get_running_loop().time() - state.read_at >= max(POLL, COST * state.cost)
 
-    async def run(self, look: Callable[[int], None], want: Callable[[bool], None]) -> None:
+    async def run(self, look: Callable[[int], None], want: Callable[[Collection[int]], None]) -> None:
         """Until cancelled: calls `look` for each process whose regions may be others than they were, and `want` with
-        whether there are any that are followed: of those `has_mapped` is to be told, if possible."""
+        those that are followed: of these `has_mapped` is to be told, if possible."""
         while True:
             began = time.monotonic()
-            want(bool(self._states))
+            want(self._states.keys())
             for pid in self.due():
                 look(pid)
             # A look at ten thousand processes must not become the work itself.

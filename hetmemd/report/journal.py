@@ -184,7 +184,7 @@ def limitation(note: str) -> None:
 
 
 def events_lost(source: str, note: str = "") -> None:
-    text = f"{source}: events were lost, everything is scanned" + (f": {note}" if note else "")
+    text = f"{source}: events were lost" + (f": {note}" if note else ", everything is scanned")
     event(messages.EVENTS_LOST, logging.WARNING, text, source=source)
 
 

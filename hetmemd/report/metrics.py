@@ -146,7 +146,12 @@ DECLARATIONS = _declare(
     ("moved_bytes_total", "counter", "source_node target_node", "Bytes moved between nodes."),
     ("page_move_failures_total", "counter", "reason", "Pages that were to be moved and stayed, by reason."),
     ("events_total", "counter", "source", "Events received, by source."),
-    ("event_losses_total", "counter", "source", "Times that events were lost; each is repaired by a scan."),
+    (
+        "event_losses_total",
+        "counter",
+        "source",
+        "Times that events were lost; a scan, or looks that come in any case (perf-mmap), make up for it.",
+    ),
     ("source_up", "gauge", "source", "1 where the source of events works, 0 where scans stand in for it."),
     ("scans_total", "counter", "", "Scans of the whole tree."),
     ("scan_seconds_total", "counter", "", "Time spent in scans of the whole tree."),

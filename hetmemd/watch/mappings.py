@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar
 
 from hetmemd.kernel.perf import Mappings
@@ -45,6 +45,7 @@ class MappingsSource(Source):
         self._loop = loop
         self._opener = opener
         self._mappings: Mappings | None = None
+        self._pids: Collection[int] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._rest = 0.0
         self._woke = 0.0
@@ -55,17 +56,22 @@ class MappingsSource(Source):
             mappings.close()
             self.up, self.note = True, ASLEEP
 
-    def want(self, wanted: bool) -> None:
-        """Whether anybody wants to know; cheap where that is as before. What could not be opened is not tried again."""
-        if not self.up or wanted == (self._mappings is not None):
+    def want(self, pids: Collection[int]) -> None:
+        """What processes hints are wanted of. Cheap where some are, as before, or none. What could not be opened is not
+        tried again."""
+        self._pids = pids
+        if not self.up or bool(pids) == (self._mappings is not None):
             return
-        if not wanted:
+        if not pids:
             self._end()
             self.note = ASLEEP
+            self.changed()
         elif mappings := self._opened():
             self._mappings = mappings
             self._rest = 0.0
             self._follow()
+        else:
+            self.changed()
 
     def _opened(self) -> Mappings | None:
         try:
@@ -80,6 +86,7 @@ class MappingsSource(Source):
         self._woke = self._loop.time()
         self._mappings.enable()
         self._listen()
+        self.changed()
 
     def _listen(self) -> None:
         assert self._mappings
@@ -100,7 +107,7 @@ class MappingsSource(Source):
             self._sleep()
         else:
             self._later(COST * took, self._listen)
-        self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items()])
+        self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items() if pid in self._pids])
 
     def _sleep(self) -> None:
         """It is no matter for a scan: all that is wanted is looked at soon in any case."""
@@ -112,6 +119,7 @@ class MappingsSource(Source):
         self._mappings.disable()
         self.note = f"more is mapped than can be followed: not followed for {self._rest:.0f} s"
         self._later(self._rest, self._follow)
+        self.changed()
 
     def _later(self, seconds: float, what: Callable[[], None]) -> None:
         self._timer = self._loop.call_later(seconds, what)

@@ -30,6 +30,10 @@ class Source:
         if hints:
             self._deliver(hints)
 
+    def changed(self) -> None:
+        """Nothing happened, but the source is in another state: whoever listens tells of that."""
+        self._deliver(())
+
     def lost(self) -> None:
         """Events were lost: whoever listens scans."""
         self.losses += 1

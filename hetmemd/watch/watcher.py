@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from hetmemd.kernel.root import Root
 from hetmemd.report.snapshot import SourceView
@@ -16,9 +17,9 @@ from hetmemd.watch.source import Deliver
 class Watcher:
     """Eyes on the cgroup tree, the policy files, the processes, and where it is wanted on what they map.
 
-    `deliver` is called on the loop with at least one hint. The order is that of the events as far as one cgroup or one
-    pid goes; between sources there is none. What is missing (a right, a kernel feature, a library) stands in the note
-    of its source and never raises: scans cover.
+    `deliver` is called on the loop, without any hint where only the state of a source is another. The order is that of
+    the events as far as one cgroup or one pid goes; between sources there is none. What is missing (a right, a kernel
+    feature, a library) stands in the note of its source and never raises: scans cover.
     """
 
     def __init__(self, root: Root, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
@@ -44,6 +45,6 @@ class Watcher:
     def sources(self) -> tuple[SourceView, ...]:
         return (self._cgroups.view(), self._files.view(), self._connector.view(), self._mappings.view())
 
-    def want_regions(self, wanted: bool) -> None:
-        """Whether `RegionsHint`s are wanted; not at first."""
-        self._mappings.want(wanted)
+    def want_regions(self, pids: Collection[int]) -> None:
+        """Of which processes `RegionsHint`s are wanted, from now on as the collection changes; at first of none."""
+        self._mappings.want(pids)

@@ -101,8 +101,8 @@ def test_another_process_is_hinted() -> None:
         source = MappingsSource(ROOT, asyncio.get_running_loop(), seen.deliver)
         source.start()
         assert source.up, source.note
-        source.want(True)
         with running(sys.executable, "-c", script) as process:
+            source.want({process.pid})
             assert process.stdin
             before = time.monotonic()
             process.stdin.write("\n")

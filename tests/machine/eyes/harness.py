@@ -28,7 +28,6 @@ class Seen:
         self._more = asyncio.Event()
 
     def deliver(self, hints: Sequence[Hint]) -> None:
-        assert hints
         self.hints.extend(hints)
         self._more.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,15 @@ def test_one_that_ended_is_forgotten(followed: Following, clock: Clock, tmp_path
     assert followed.known(PROCESS) is None
 
 
-def test_it_says_whether_it_wants_to_be_told(tmp_path: Path) -> None:
+def test_it_says_whom_it_follows(followed: Following) -> None:
     async def main() -> None:
-        followed, said = Following(Root(str(tmp_path))), list[bool]()
+        said: list[Collection[int]] = []
         task = asyncio.create_task(followed.run(lambda pid: None, said.append))
         while not said:
             await asyncio.sleep(0)
         task.cancel()
-        assert said == [False]
+        assert list(said[0]) == [7]
+        followed.forget(7)
+        assert not said[0]
 
     asyncio.run(main())

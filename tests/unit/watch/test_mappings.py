@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 import pytest
 
@@ -16,6 +16,7 @@ from hetmemd.watch.hint import Hint, RegionsHint
 from hetmemd.watch.mappings import ASLEEP, MappingsSource
 
 ROOT = Root()
+PIDS = range(1, 10)
 
 
 class Recorded:
@@ -64,14 +65,19 @@ def refused(code: int) -> type[Recorded]:
 class Case:
     def __init__(self, opener: type[Recorded] = Recorded) -> None:
         self.hints: list[Hint] = []
+        self.changes = 0
         self.made: list[Recorded] = []
 
         def open_(root: Root) -> Recorded:
             self.made.append(opener(root))
             return self.made[-1]
 
-        self.source = MappingsSource(ROOT, asyncio.get_running_loop(), self.hints.extend, opener=open_)  # type: ignore[arg-type]
+        self.source = MappingsSource(ROOT, asyncio.get_running_loop(), self.deliver, opener=open_)  # type: ignore[arg-type]
         self.source.start()
+
+    def deliver(self, hints: Sequence[Hint]) -> None:
+        self.hints += hints
+        self.changes += not hints
 
     @property
     def latest(self) -> Recorded:
@@ -94,15 +100,16 @@ def test_nothing_is_recorded_unless_it_is_wanted() -> None:
     async def main() -> None:
         case = Case()
         assert (case.source.up, case.source.note, Recorded.opened) == (True, ASLEEP, 0)
-        case.source.want(True)
-        case.source.want(True)
+        case.source.want(PIDS)
+        case.source.want(PIDS)
         assert (case.source.note, Recorded.opened, case.latest.enabled) == ("", 1, True)
-        await case.tell({7: 1_500_000_000, 8: 2_000_000_000})
+        await case.tell({7: 1_500_000_000, 8: 2_000_000_000, 10: 0})
         assert case.hints == [RegionsHint(7, 1.5), RegionsHint(8, 2.0)]
-        assert case.source.events == 2
-        case.source.want(False)
-        assert (case.source.note, Recorded.opened) == (ASLEEP, 0)
-        case.source.want(True)
+        assert case.source.events == 3
+        assert case.changes == 1
+        case.source.want(())
+        assert (case.source.note, Recorded.opened, case.changes) == (ASLEEP, 0, 2)
+        case.source.want(PIDS)
         await case.tell({9: 0})
         case.source.close()
         assert (case.source.up, len(case.hints)) == (False, 3)
@@ -123,7 +130,7 @@ def test_what_cannot_be_opened_is_said_and_not_tried_again(code: int, note: str)
         case = Case(refused(code))
         for _ in range(2):
             assert (case.source.up, case.source.note) == (False, note)
-            case.source.want(True)
+            case.source.want(PIDS)
         assert not case.made
         case.source.close()
 
@@ -136,7 +143,7 @@ def test_where_more_is_mapped_than_can_be_followed_it_rests(monkeypatch: pytest.
 
     async def main() -> None:
         case = Case()
-        case.source.want(True)
+        case.source.want(PIDS)
         rests = []
         for losses in range(1, 5):
             await case.tell({losses: 0}, lost=3)
@@ -153,8 +160,8 @@ def test_where_more_is_mapped_than_can_be_followed_it_rests(monkeypatch: pytest.
         await asyncio.sleep(0.2)
         await case.tell({1: 0}, lost=1)
         assert case.source._rest == 0.05, "none were lost for long"
-        case.source.want(False)
-        case.source.want(True)
+        case.source.want(())
+        case.source.want(PIDS)
         await case.tell({1: 0})
         case.source.close()
 
@@ -164,7 +171,7 @@ def test_where_more_is_mapped_than_can_be_followed_it_rests(monkeypatch: pytest.
 def test_reading_takes_its_share_of_a_core_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         case = Case()
-        case.source.want(True)
+        case.source.want(PIDS)
         case.latest.reading = 0.01
         await case.tell({1: 0})
         began = time.monotonic()
