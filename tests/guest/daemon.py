@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,16 @@ def drop(name: str, text: str, folder: Path = FILES) -> Path:
     return scratch.rename(folder / name)
 
 
-def policy(cgroup: str, mode: str = "weighted-interleave", nodes: str = "all", more: str = "") -> str:
-    weights = "weights = { 0 = 3, 1 = 1 }\n" if mode == "weighted-interleave" else ""
-    return f'[[policy]]\ncgroup = "{cgroup}"\nmode = "{mode}"\nnodes = "{nodes}"\n{weights}{more}'
+def policy(
+    cgroup: str,
+    mode: str = "weighted-interleave",
+    nodes: str = "all",
+    more: str = "",
+    weights: Mapping[int, int] = {0: 3, 1: 1},
+) -> str:
+    each = ", ".join(f"{node} = {weight}" for node, weight in weights.items())
+    line = f"weights = {{ {each} }}\n" if mode == "weighted-interleave" else ""
+    return f'[[policy]]\ncgroup = "{cgroup}"\nmode = "{mode}"\nnodes = "{nodes}"\n{line}{more}'
 
 
 class Group:
