@@ -17,3 +17,12 @@ def running(command: Sequence[str | Path], **options: Any) -> Generator[subproce
             yield popen
         finally:
             popen.kill()
+
+
+@contextlib.contextmanager
+def ready(command: Sequence[str | Path], **options: Any) -> Generator[subprocess.Popen[Any], None, None]:
+    """The same, once it has said its first line."""
+    with running(command, stdout=subprocess.PIPE, **options) as popen:
+        assert popen.stdout
+        popen.stdout.readline()
+        yield popen

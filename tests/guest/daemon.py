@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -117,6 +118,13 @@ def metrics() -> dict[str, float]:
     ).stdout
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
+
+
+def hetmemctl(*words: str, status: int = 0) -> dict[str, Any]:
+    """What `hetmemctl ... --json` prints."""
+    done = subprocess.run(["hetmemctl", *words, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
 
 
 def told(*words: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.guest.daemon import FILES, drop, eventually, metrics, policy, shown, systemctl, told
+from tests.guest.daemon import FILES, drop, eventually, hetmemctl, metrics, policy, shown, systemctl, told
 
 pytestmark = pytest.mark.lab
 
@@ -17,10 +17,6 @@ ALLERGIC = (
     "ctypes.string_at(0)"
 )
 """Dies of SIGSEGV as soon as get_mempolicy(2) says that it has a policy."""
-
-
-def hetmemctl(*words: str) -> None:
-    subprocess.run(["hetmemctl", *words], capture_output=True, check=True)
 
 
 @pytest.fixture(autouse=True)

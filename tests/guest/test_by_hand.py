@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, policy
+from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, policy
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.lab
@@ -25,13 +23,6 @@ def program() -> Generator[Program, None, None]:
     program = Program(SCALE)
     yield program
     program.end()
-
-
-def hetmemctl(*words: str, status: int = 0) -> dict[str, Any]:
-    done = subprocess.run(["hetmemctl", *words, "--json"], check=False, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 def share_of_1(program: Program, *names: str) -> float:

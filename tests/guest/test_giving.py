@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tarfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.guest.daemon import FILES, Group, drop, eventually, own_policy, policy, shown, systemctl, told
+from tests.guest.daemon import FILES, Group, drop, eventually, hetmemctl, own_policy, policy, shown, systemctl, told
 from tests.running import running
 
 pytestmark = pytest.mark.lab
@@ -24,13 +22,6 @@ SETTINGS = Path("/etc/hetmemd.toml")
 CHECKOUT = Path(__file__).parents[2]
 
 Task = subprocess.Popen[bytes]
-
-
-def hetmemctl(*words: str, status: int = 0) -> dict[str, Any]:
-    said = subprocess.run(["hetmemctl", *words, "--json"], capture_output=True, text=True, check=False)
-    assert said.returncode == status, said.stdout + said.stderr
-    found: dict[str, Any] = json.loads(said.stdout)
-    return found
 
 
 @pytest.fixture(autouse=True)

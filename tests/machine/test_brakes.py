@@ -18,6 +18,7 @@ import pytest
 from hetmemd.kernel import procfs
 from hetmemd.kernel.root import Root
 from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, policy, shown
+from tests.running import ready, running
 
 pytestmark = pytest.mark.root
 
@@ -34,34 +35,21 @@ ALLERGIC = (
 
 @contextmanager
 def python(source: str) -> Generator[Task, None, None]:
-    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
-        assert popen.stdout
-        popen.stdout.readline()
-        try:
-            yield popen
-        finally:
-            popen.kill()
+    with ready([sys.executable, "-c", source], stdin=subprocess.PIPE) as popen:
+        yield popen
 
 
 @contextmanager
 def reporting(program: str) -> Generator[Task, None, None]:
     """It says that it is ready."""
-    with subprocess.Popen([program], stdout=subprocess.PIPE) as popen:
-        assert popen.stdout
-        popen.stdout.readline()
-        try:
-            yield popen
-        finally:
-            popen.kill()
+    with ready([program]) as popen:
+        yield popen
 
 
 @contextmanager
 def sleeping(**options: Any) -> Generator[Task, None, None]:
-    with subprocess.Popen(["sleep", "10000"], **options) as popen:
-        try:
-            yield popen
-        finally:
-            popen.kill()
+    with running(["sleep", "10000"], **options) as popen:
+        yield popen
 
 
 def crash(task: Task) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hetmemd.kernel import cgroupfs, procfs
 from hetmemd.kernel.root import Root
 from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, policy, shown
+from tests.running import ready, running
 
 pytestmark = pytest.mark.root
 
@@ -62,38 +63,31 @@ def test_T2_all_threads_and_children_of_a_busy_process_come_to_it(daemon: Daemon
         "    except ChildProcessError: pass\n"
     )
     daemon.drop("50-a.toml", policy(group.path))
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program]) as popen:
-        try:
-            group.take(popen.pid)
+    with running([sys.executable, "-W", "ignore", "-c", program]) as popen:
+        group.take(popen.pid)
 
-            def everybody() -> bool:
-                found = set()
-                for pid in cgroupfs.procs(Root(), group.path):
-                    try:
-                        found |= {shown(pid, tid) for tid in procfs.tids(Root(), pid)}
-                    except (FileNotFoundError, ProcessLookupError):
-                        continue
-                return found - {"None"} == {INTERLEAVE}
+        def everybody() -> bool:
+            found = set()
+            for pid in cgroupfs.procs(Root(), group.path):
+                try:
+                    found |= {shown(pid, tid) for tid in procfs.tids(Root(), pid)}
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+            return found - {"None"} == {INTERLEAVE}
 
-            eventually("everybody has it", everybody)
-        finally:
-            popen.kill()
+        eventually("everybody has it", everybody)
 
 
 def test_T4_an_applications_own_policy_stays(daemon: Daemon, group: Group) -> None:
     own = "import ctypes, time; ctypes.CDLL(None).syscall(238, 4, None, 0); print(flush=True); time.sleep(1000)"
-    with subprocess.Popen([sys.executable, "-c", own], stdout=subprocess.PIPE) as popen:
-        assert popen.stdout
-        popen.stdout.readline()
+    with ready([sys.executable, "-c", own]) as popen:
         assert shown(popen.pid) == "local"
         daemon.drop("50-a.toml", policy(group.path))
         group.take(popen.pid)
-        with subprocess.Popen(["sleep", "10000"]) as other:
+        with running(["sleep", "10000"]) as other:
             group.take(other.pid)
             eventually("the other has been treated", lambda: shown(other.pid) == INTERLEAVE)
-            other.kill()
         assert shown(popen.pid) == "local"
-        popen.kill()
 
 
 def test_M2_cgroups_that_come_later_and_I1_their_children(daemon: Daemon, group: Group, task: Task) -> None:

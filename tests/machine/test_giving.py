@@ -20,6 +20,7 @@ from hetmemd.engine.ledger import Ledger
 from hetmemd.kernel import procfs
 from hetmemd.kernel.root import Root
 from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, policy, shown
+from tests.running import ready, running
 
 pytestmark = pytest.mark.root
 
@@ -39,13 +40,8 @@ OVERRIDE = 'foreign = "override"\n'
 @contextmanager
 def program(source: str) -> Generator[Task, None, None]:
     """A program with a policy of its own, `local`."""
-    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
-        assert popen.stdout
-        popen.stdout.readline()
-        try:
-            yield popen
-        finally:
-            popen.kill()
+    with ready([sys.executable, "-c", source], stdin=subprocess.PIPE) as popen:
+        yield popen
 
 
 def test_T3_T4_what_is_overridden_is_given_back_also_by_another_daemon(daemon: Daemon, group: Group) -> None:
@@ -172,16 +168,13 @@ def test_undo_of_a_process_holds_it_alone_and_needs_no_kill_switch_off(
     daemon: Daemon, group: Group, task: Task
 ) -> None:
     daemon.drop("50-a.toml", policy(group.path))
-    with subprocess.Popen(["sleep", "10000"]) as other:
-        try:
-            for each in (task, other):
-                group.take(each.pid)
-            eventually("they hold", lambda: {shown(task.pid), shown(other.pid)} == {INTERLEAVE})
-            (daemon.folder / "run/hetmemd/observe").touch()
-            assert hetmemctl(daemon, "undo", "--pid", str(task.pid))["threads"] == 1
-            assert (shown(task.pid), shown(other.pid)) == ("default", INTERLEAVE)
-        finally:
-            other.kill()
+    with running(["sleep", "10000"]) as other:
+        for each in (task, other):
+            group.take(each.pid)
+        eventually("they hold", lambda: {shown(task.pid), shown(other.pid)} == {INTERLEAVE})
+        (daemon.folder / "run/hetmemd/observe").touch()
+        assert hetmemctl(daemon, "undo", "--pid", str(task.pid))["threads"] == 1
+        assert (shown(task.pid), shown(other.pid)) == ("default", INTERLEAVE)
 
 
 def test_undo_works_when_the_daemon_is_gone(daemon: Daemon, group: Group) -> None:

@@ -21,6 +21,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.watch.mappings import ASLEEP, MappingsSource
 from tests.machine.daemon import INTERLEAVE, PATIENCE, Daemon, Group, eventually, policy, shown, where_all_can_be_seen
 from tests.machine.regions_program import Program
+from tests.running import ready, running
 
 pytestmark = pytest.mark.root
 ROOT = Root()
@@ -133,15 +134,12 @@ def test_L1_a_daemon_that_starts_again_changes_nothing_and_knows_its_own(
 def test_T4_the_regions_of_a_task_with_its_own_policy_are_its_own(daemon: Daemon, group: Group) -> None:
     # set_mempolicy(MPOL_LOCAL)
     program = "import ctypes, time; assert not ctypes.CDLL(None).syscall(238, 4, None, 0); time.sleep(10000)"
-    with subprocess.Popen([sys.executable, "-c", program]) as popen:
-        try:
-            eventually("it set its own", lambda: shown(popen.pid) == "local")
-            group.take(popen.pid)
-            daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
-            eventually("foreign", lambda: (daemon.explain(popen.pid)["task"] or {}).get("outcome") == "foreign")
-            assert {str(line.policy) for line in numa_maps.read(ROOT, popen.pid)} == {"local"}
-        finally:
-            popen.kill()
+    with running([sys.executable, "-c", program]) as popen:
+        eventually("it set its own", lambda: shown(popen.pid) == "local")
+        group.take(popen.pid)
+        daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE))
+        eventually("foreign", lambda: (daemon.explain(popen.pid)["task"] or {}).get("outcome") == "foreign")
+        assert {str(line.policy) for line in numa_maps.read(ROOT, popen.pid)} == {"local"}
 
 
 def test_shared_memory_is_bound_where_all_who_map_it_agree(tmp_path: Path, group: Group, program: Program) -> None:
@@ -230,16 +228,11 @@ def test_regions_are_shown_to_whom_the_kernel_shows_them(
     whose: str | None, is_dumpable: bool, who: str | None, is_shown: bool
 ) -> None:
     command = [sys.executable, "-c", SLEEPS, str(int(is_dumpable))]  # PR_SET_DUMPABLE
-    with subprocess.Popen(command, stdout=subprocess.PIPE, user=whose) as popen:
-        try:
-            assert popen.stdout
-            popen.stdout.readline()
-            told = hetmemctl("explain", str(popen.pid), "--regions", "--json", user=who)
-            if is_shown:
-                assert told.returncode == 0, told.stderr
-                assert {"heap", "stack", "exec"} <= set(json.loads(told.stdout)["kinds"])
-            else:
-                assert (told.returncode, told.stdout) == (1, "")
-                assert "root, and to its own user" in told.stderr
-        finally:
-            popen.kill()
+    with ready(command, user=whose) as popen:
+        told = hetmemctl("explain", str(popen.pid), "--regions", "--json", user=who)
+        if is_shown:
+            assert told.returncode == 0, told.stderr
+            assert {"heap", "stack", "exec"} <= set(json.loads(told.stdout)["kinds"])
+        else:
+            assert (told.returncode, told.stdout) == (1, "")
+            assert "root, and to its own user" in told.stderr

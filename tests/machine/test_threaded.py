@@ -12,6 +12,7 @@ import pytest
 from hetmemd.kernel import cgroupfs
 from hetmemd.kernel.root import Root
 from tests.machine.daemon import INTERLEAVE, Daemon, Group, eventually, fresh_path, policy, shown
+from tests.running import running
 
 pytestmark = pytest.mark.root
 
@@ -28,12 +29,9 @@ TWO = (
 @contextmanager
 def two(*arguments: str) -> Generator[tuple[int, int], None, None]:
     """The ids of the first and the second thread."""
-    with subprocess.Popen([sys.executable, "-c", TWO, *arguments], stdout=subprocess.PIPE) as popen:
+    with running([sys.executable, "-c", TWO, *arguments], stdout=subprocess.PIPE) as popen:
         assert popen.stdout
-        try:
-            yield popen.pid, int(popen.stdout.readline())
-        finally:
-            popen.kill()
+        yield popen.pid, int(popen.stdout.readline())
 
 
 def threaded(path: str) -> Group:
