@@ -163,9 +163,8 @@ class Steering:
         maker = self._maker({}, record.process.pid, procfs.stat(self._root, record.process.pid).ppid)
         if maker and not self._ledger.marks(record.process):
             reading = await self._readers.call(record.process, lambda: self._read(record, UNDO))
-            mark = Mark(maker.issued, maker.replaced)
-            heirs = [tid for tid, seen in reading.threads.items() if carries(seen.now, seen.allowed, mark, set())]
-            self._ledger.set_marks(record.process, dict.fromkeys(heirs, mark))
+            marks = {tid: _inherited(seen.now, seen.allowed, maker) for tid, seen in reading.threads.items()}
+            self._ledger.set_marks(record.process, {tid: mark for tid, mark in marks.items() if mark})
 
     # -- reading
 
@@ -181,6 +180,7 @@ class Steering:
         if stat.start != process.start:
             raise ProcessLookupError(0, "another process has this pid now", f"/proc/{process.pid}")
         marks = self._ledger.marks(process)
+        maker = self._maker(marks, process.pid, stat.ppid)
         threaded = self._is_threaded(record.cgroup)
         refusal = self._brakes.refusal(process, record.cgroup)
         wanted = instead or self._wanted_in(record.cgroup, process)
@@ -213,7 +213,8 @@ class Steering:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
                     wanted = instead or (self._wanted_in(path, process) if path else Wanted(None, ""))
                     allowed = self._allowed(process.pid, tid)
-                seen = self._seen(record, tid, now, allowed, marks.get(tid), wanted)
+                mark = marks.get(tid) or _inherited(now, allowed, maker)
+                seen = self._seen(record, tid, now, allowed, mark, wanted)
             except OSError as error:
                 if libc.is_gone(error):
                     record.forget_threads({tid})
@@ -272,6 +273,9 @@ class Steering:
                 and not carries(seen.now, seen.allowed, mark, self._ledger.issued)
             ):
                 changes[tid] = None
+            elif mark is None and seen.decision.verb is Verb.RESTORE:
+                # Known before the act: what it has made itself has to get back the same.
+                changes[tid] = _inherited(seen.now, seen.allowed, maker)
         changes = {tid: mark for tid, mark in changes.items() if mark != marks.get(tid)}
         if changes:
             self._ledger.set_marks(record.process, changes)
@@ -453,6 +457,12 @@ class Steering:
             ]
             if policy is not None:
                 self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
+
+
+def _inherited(now: Mempolicy, allowed: frozenset[int], maker: Mark | None) -> Mark | None:
+    """The mark of a thread that nobody has looked at before: where it carries what the one that made it was given, it
+    has that from it, and gets back the same (T3)."""
+    return Mark(maker.issued, maker.replaced) if maker and carries(now, allowed, maker, ()) else None
 
 
 def _allowed(record: Record, tids: Iterable[int]) -> set[frozenset[int]]:

@@ -57,18 +57,27 @@ def test_T3_T4_what_is_overridden_is_given_back_also_by_another_daemon(daemon: D
         eventually("given back", lambda: shown(own.pid) == "local")
 
 
-def test_T3_T4_a_child_gets_back_what_was_replaced_in_its_parent(daemon: Daemon, group: Group) -> None:
+@pytest.mark.parametrize("is_looked_at", [True, False])
+def test_T3_T4_a_child_gets_back_what_was_replaced_in_its_parent(
+    daemon: Daemon, group: Group, is_looked_at: bool
+) -> None:
     daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
     with program(FORKING) as own:
         assert own.stdin and own.stdout
         group.take(own.pid)
         eventually("replaced", lambda: shown(own.pid) == INTERLEAVE)
+        if not is_looked_at:
+            daemon.stop()
         own.stdin.write(b"\n")
         own.stdin.flush()
         child = int(own.stdout.readline())
         try:
             assert shown(child) == INTERLEAVE
+            if is_looked_at:
+                eventually("it is known", lambda: daemon.explain(child)["task"])
             (daemon.files / "50-a.toml").unlink()
+            if not is_looked_at:
+                daemon.start()
             eventually("L3: given back", lambda: {shown(own.pid), shown(child)} == {"local"})
         finally:
             os.kill(child, 9)
