@@ -1,8 +1,10 @@
 """Moving folios to where they belong, one bounded call at a time, and knowing what became of each.
 
-One call has one destination: the kernel starts anew at every change of it. What its statuses say is why a page did not
-move; whether it moved is asked afterwards. A page that is pinned or under I/O is tried again, later and later, and
-given up after `TRIES`; a node that is full takes nothing more in this pass.
+One call has one destination: the kernel starts anew at every change of it. Where it says of all pages that they are
+there, they are: it writes the node of none before all that it has gathered have moved (do_pages_move() in
+mm/migrate.c). Where it says anything else, its statuses tell why a page did not move, and whether it did is asked. A
+page that is pinned or under I/O is tried again, later and later, and given up after `TRIES`; a node that is full takes
+nothing more in this pass.
 """
 
 from __future__ import annotations
@@ -222,8 +224,10 @@ class Mover:
         return batch.part(nodes == batch.sources)
 
     def _account(self, tid: int, batch: Batch, call: pages.MoveCall, took: float) -> None:
-        """What became of each folio: where it is now decides, the statuses only say why not."""
-        now = self._calls.query(tid, batch.addresses)
+        """What became of each folio."""
+        now = call.statuses
+        if call.result or (now != batch.destination).any():
+            now = self._calls.query(tid, batch.addresses)
         moved = now == batch.destination
         count = int(batch.sizes[moved].sum())
         self.done.pages += count

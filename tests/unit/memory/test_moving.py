@@ -37,11 +37,13 @@ class Kernel:
     flags: list[int] = field(default_factory=list)
     moves: Counter[int] = field(default_factory=Counter)
     """How often each was moved."""
+    queries: int = 0
 
     def clock(self) -> float:
         return self.now
 
     def query(self, tid: int, addresses: pages.Addresses) -> pages.Statuses:
+        self.queries += 1
         return np.array([self.nodes.get(each, -errno.ENOENT) for each in addresses.tolist()], dtype=np.int32)
 
     def move(self, tid: int, addresses: pages.Addresses, destination: int, flags: int = 0) -> pages.MoveCall:
@@ -69,8 +71,12 @@ class Kernel:
             moved += len(gathered) - left
             if left:
                 return pages.MoveCall(left + len(wanted) - place - 1, statuses)
+            statuses[place - len(gathered) : place] = destination
             gathered = []
-        return pages.MoveCall(self._migrate(gathered, destination), statuses)
+        left = self._migrate(gathered, destination)
+        if not left:
+            statuses[len(wanted) - len(gathered) :] = destination
+        return pages.MoveCall(left, statuses)
 
     def _migrate(self, gathered: list[int], destination: int) -> int:
         """How many did not move."""
@@ -143,6 +149,7 @@ def test_all_move() -> None:
     done = moving.take()
     assert set(kernel.nodes.values()) == {1}
     assert (done.pages, done.moved, +done.failed) == (3000, {(0, 1): 3000}, {})
+    assert not kernel.queries, "the kernel has said so of all"
     assert moving.take().pages == 0
 
 
