@@ -61,7 +61,7 @@ def test_L2_restore_on_a_stop_and_on_no_restart(group: Group) -> None:
     SETTINGS.write_text('on_stop = "restore"\n' + SETTINGS.read_text())
     systemctl("reload", "hetmemd")
     with two(group) as (plain, own, before):
-        for verb in ("restart", "try-restart", "reload-or-restart"):
+        for verb in ("restart", "reload-or-restart"):
             systemctl(verb, "hetmemd")
             assert {shown(plain.pid), shown(own.pid)} == {THREE_TO_ONE}, verb
         subprocess.run(["systemctl", "kill", "--signal=TERM", "--kill-whom=main", "hetmemd"], check=True)

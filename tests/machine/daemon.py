@@ -72,6 +72,8 @@ class Daemon:
         self.address = free_address()
         (folder / "etc/hetmemd.toml").write_text(f'listen = "{self.address}"\nscan_interval = "5s"\n')
         self.prefix = prefix
+        self.patch = ""
+        """Python that is run before it."""
         self.popen: subprocess.Popen[str] | None = None
         self.journal = folder / "journal"
 
@@ -81,7 +83,8 @@ class Daemon:
 
     @property
     def command(self) -> list[str]:
-        return [*self.prefix, sys.executable, "-m", "hetmemd.service", "--root", str(self.folder)]
+        program = f"{self.patch}\nfrom hetmemd.service import main\nraise SystemExit(main())"
+        return [*self.prefix, sys.executable, "-c", program, "--root", str(self.folder)]
 
     def start(self) -> None:
         with self.journal.open("a") as journal:

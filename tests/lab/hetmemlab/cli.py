@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     shape = topology.load(options.topology)
     kernel = kernels.named(options.kernel)
     begun = time.monotonic()
-    emulated, root, boot = _ready(kernel)
+    emulated, root, boot = ready(kernel)
     machine = guest.Machine(emulated, root, boot, shape, append=" ".join(options.append))
     with tempfile.TemporaryDirectory(prefix="hetmemd-lab-") as folder:
         staging = _install(Path(folder), required=options.service)
@@ -139,7 +139,8 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     return _conclude(outcome, options.results)
 
 
-def _ready(kernel: kernels.Kernel) -> Parts:
+def ready(kernel: kernels.Kernel) -> Parts:
+    """All that a guest with that kernel is booted from, fetched and built if need be."""
     cache = cache_folder()
     found = _cached(cache, kernel)
     if found is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from . import cli, marks, targets
+from . import cli, kernels, marks, targets
 from .marks import Guest
 from .say import LabError, say
 
@@ -115,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--topology", metavar="NAME", help="only guests of that topology")
     parser.add_argument("--kernel", metavar="NAME", help="only guests with that kernel")
     parser.add_argument("--timeout", type=float, default=DEFAULT_SECONDS, metavar="SECONDS", help="for each guest")
+    parser.add_argument("--fetch", action="store_true", help="only fetch and build what the guests are booted from")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="keep the report there")
     options, rest = parser.parse_known_args(argv)
     if is_strict():
@@ -129,6 +131,8 @@ def main(argv: Sequence[str]) -> int:
     except LabError as error:
         say(f"error: {error}")
         return cli.STATUS_LAB_FAILED
+    if options.fetch:
+        return _fetch(guests)
     runs = []
     with tempfile.TemporaryDirectory(prefix="hetmemd-suite-") as folder:
         built = Path(folder) / targets.FOLDER
@@ -145,6 +149,16 @@ def main(argv: Sequence[str]) -> int:
     if options.junit is not None:
         ElementTree.ElementTree(whole).write(options.junit, encoding="utf-8", xml_declaration=True)
     return conclude(runs, strict=is_strict())
+
+
+def _fetch(guests: Sequence[Guest]) -> int:
+    try:
+        for name in sorted({guest.kernel for guest in guests}):
+            cli.ready(kernels.named(name))
+    except (LabError, subprocess.CalledProcessError) as error:
+        say(f"error: {error}")
+        return cli.STATUS_LAB_FAILED
+    return 0
 
 
 def _in_guest(guest: Guest, words: list[str], timeout: float, built: Path) -> Run:
