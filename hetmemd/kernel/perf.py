@@ -24,8 +24,9 @@ _DISABLED, _WATERMARK, _MMAP_DATA, _SAMPLE_ID_ALL, _USE_CLOCKID = (1 << bit for 
 _CLOCK_MONOTONIC = 1
 _FD_CLOEXEC = 8
 _ENABLE, _DISABLE = 0x2400, 0x2401  # PERF_EVENT_IOC_*
-_PAGES = 4
-"""Of each CPU's ring, a power of two: some 200 records."""
+_MEMORY = 4 << 20
+_FEWEST, _MOST = 4, 64
+"""Pages of each CPU's ring, a power of two, so that all of them have so much memory: some 50 records a page."""
 _HEAD, _TAIL = 1024 // 8, 1032 // 8
 """Words of struct perf_event_mmap_page, which stands in a page before the ring."""
 
@@ -47,9 +48,10 @@ class Mappings:
         self._rings: list[_Ring] = []
         self._epoll = select.epoll()
         try:
-            for cpu in sorted(nodelist.parse(root.read_text("/sys/devices/system/cpu/online"))):
+            cpus = sorted(nodelist.parse(root.read_text("/sys/devices/system/cpu/online")))
+            for cpu in cpus:
                 try:
-                    ring = _Ring(cpu)
+                    ring = _Ring(cpu, _ring_pages(len(cpus)))
                 except OSError as error:
                     if error.errno == errno.ENODEV:
                         continue  # it went offline
@@ -92,10 +94,15 @@ class Mappings:
         self._rings.clear()
 
 
+def _ring_pages(cpus: int) -> int:
+    most = max(_MEMORY // mmap.PAGESIZE // cpus, 1)
+    return min(max(1 << most.bit_length() - 1, _FEWEST), _MOST)
+
+
 class _Ring:
     """Of one CPU."""
 
-    def __init__(self, cpu: int) -> None:
+    def __init__(self, cpu: int, pages: int) -> None:
         flags = _DISABLED | _WATERMARK | _MMAP_DATA | _SAMPLE_ID_ALL | _USE_CLOCKID
         attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
         # Readable from the first byte on: whoever reads waits for more by himself.
@@ -117,11 +124,11 @@ class _Ring:
             about=f"the mappings of CPU {cpu}",
         )
         try:
-            self._memory = mmap.mmap(self.descriptor, (1 + _PAGES) * mmap.PAGESIZE)
+            self._memory = mmap.mmap(self.descriptor, (1 + pages) * mmap.PAGESIZE)
         except BaseException:
             os.close(self.descriptor)
             raise
-        self._size = _PAGES * mmap.PAGESIZE
+        self._size = pages * mmap.PAGESIZE
         self._all = memoryview(self._memory)
         # Words, so that one is read and written with one instruction. The kernel writes the records before the head;
         # x86 keeps that order for a reader as well, and elsewhere the system calls in between do.

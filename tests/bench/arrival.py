@@ -149,6 +149,57 @@ def changes(figures: Figures | None, rounds: int, pids: list[int], file: Path, w
         tell(figures, what, found)
 
 
+# A mapping for each line of its input, between guards so that it is not joined with another; says where.
+MAPS = """
+import ctypes, mmap, sys
+PAGE = 4096
+libc = ctypes.CDLL(None)
+kept = []
+print(flush=True)
+for line in sys.stdin:
+    area = mmap.mmap(-1, 18 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for edge in (base, base + 17 * PAGE):
+        assert not libc.mprotect(ctypes.c_void_p(edge), ctypes.c_size_t(PAGE), 0)
+    kept.append(area)
+    print(base + PAGE, flush=True)
+"""
+REGIONS = 50
+PAUSE = 0.4
+"""Seconds between two mappings: no process is read more often than four times a second."""
+
+
+def shows_at(pid: int, address: int, policy: bytes) -> bool:
+    lines = Path(f"/proc/{pid}/numa_maps").read_bytes().split(b"\n")
+    return any(line.startswith(b"%08x %b" % (address, policy)) for line in lines)
+
+
+def regions(figures: Figures, rounds: int, home: Path, file: Path) -> None:
+    """Memory that a process maps while a policy is about its classes."""
+    classes = 'mode = "interleave"\nnodes = "all"\nmemory = ["heap", "anon"]\nexisting = "leave"\n'
+    drop(file, f'[[policy]]\ncgroup = "/{CGROUP}"\n{classes}')
+    arrivals = []
+    with subprocess.Popen([sys.executable, "-c", MAPS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+        try:
+            assert popen.stdin and popen.stdout
+            popen.stdout.readline()
+            move([popen.pid], home)
+            for number in range(rounds + 1):
+                time.sleep(PAUSE)
+                begin = time.perf_counter()
+                popen.stdin.write(b"\n")
+                popen.stdin.flush()
+                address = int(popen.stdout.readline())
+                wait(lambda address=address: shows_at(popen.pid, address, b"interleave"))  # type: ignore[misc]
+                arrivals.append(time.perf_counter() - begin)
+                if not number:  # the first waits for the move
+                    arrivals.clear()
+        finally:
+            popen.kill()
+    tell(figures, "region mapped to policy in force, p99 / 1 s", arrivals)
+    file.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=100)
@@ -167,6 +218,7 @@ def main() -> None:
     print(f"until the policy is in force, {len(pids)} processes of {options.threads} threads:")
     try:
         moves(figures, options.rounds, pids, home, plain, file)
+        regions(figures, min(options.rounds, REGIONS), home, file)
         changes(figures if len(pids) <= FIRST else None, options.rounds, pids, file, weaker)
     finally:
         for popen in processes:

@@ -7,7 +7,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetmemd.kernel.perf import gather
+from hetmemd.kernel.perf import _ring_pages, gather
 
 pids, times = st.integers(0, 9), st.integers(0, 2**63)
 
@@ -51,3 +51,12 @@ def test_what_is_cut_off_ends_it(rest: bytes) -> None:
     assert gather(mapping(1, 5, b"//anon") + rest, mapped) == (1, 0)
     assert gather(record(3, b"") + b"\0" * 8, mapped) == (0, 0)
     assert mapped == {1: 5}
+
+
+@given(st.integers(1, 4096))
+def test_rings_of_many_processors_are_smaller(cpus: int) -> None:
+    pages = _ring_pages(cpus)
+    assert pages & (pages - 1) == 0
+    assert 4 <= pages <= 64
+    assert pages == 4 or pages * 4096 * cpus <= 4 << 20
+    assert pages == 64 or pages * 2 * 4096 * cpus > 4 << 20
