@@ -19,8 +19,8 @@ from hetmemd.kernel.root import Root
 from hetmemd.watch.hint import RegionsHint
 from hetmemd.watch.source import Deliver, Source
 
-PACE = 0.02
-"""Seconds between the first record and the reading of all that came by then."""
+PACE = 0.05
+"""Seconds between two readings, at least. The kernel could wake us instead, at the expense of those that map."""
 COST = 50
 """A reading that took so long is followed by a pause of that many times as long."""
 FIRST_REST, LAST_REST = 1.0, 60.0
@@ -85,17 +85,8 @@ class MappingsSource(Source):
         self.note = ""
         self._woke = self._loop.time()
         self._mappings.enable()
-        self._listen()
-        self.changed()
-
-    def _listen(self) -> None:
-        assert self._mappings
-        self._loop.add_reader(self._mappings.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        assert self._mappings
-        self._loop.remove_reader(self._mappings.fileno())
         self._later(PACE, self._take)
+        self.changed()
 
     def _take(self) -> None:
         assert self._mappings
@@ -106,7 +97,7 @@ class MappingsSource(Source):
         if lost:
             self._sleep()
         else:
-            self._later(COST * took, self._listen)
+            self._later(max(PACE, COST * took), self._take)
         self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items() if pid in self._pids])
 
     def _sleep(self) -> None:
@@ -129,7 +120,6 @@ class MappingsSource(Source):
             self._timer.cancel()
             self._timer = None
         if self._mappings:
-            self._loop.remove_reader(self._mappings.fileno())
             self._mappings.close()
             self._mappings = None
 
