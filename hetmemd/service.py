@@ -180,9 +180,9 @@ class Service:
         self._observe()
         self._hold_table()
         await self._control.start()
-        await self._tracer.start()
-        # Open and acknowledge, then scan, then follow: what happens in between is hinted.
-        await self._watcher.start()
+        # Open and acknowledge, then scan, then follow: what happens in between is hinted. The tracer, an interpreter of
+        # its own, comes up meanwhile.
+        await asyncio.gather(self._tracer.start(), self._watcher.start())
         self._engine.rescan()
         work = [
             asyncio.create_task(coroutine, name=name)
