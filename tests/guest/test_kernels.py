@@ -11,7 +11,7 @@ from tests.guest.daemon import Child, Group, drop, eventually, metrics, policy, 
 
 pytestmark = [
     pytest.mark.usefixtures("service"),
-    pytest.mark.lab,
+    pytest.mark.lab(topology="dram+cxl+cxl"),
     pytest.mark.lab(kernel="6.1"),
     pytest.mark.lab(kernel="newest", topology="two-sockets"),
 ]
