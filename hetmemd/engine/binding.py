@@ -176,13 +176,18 @@ class Binder:
         return changed
 
     async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
-        earlier, began = state.mapped_at or state.read_at, time.monotonic()
+        mapped_at, began = state.mapped_at, time.monotonic()
+        earlier = mapped_at or state.read_at
         state.mapped_at, state.began = None, asyncio.get_running_loop().time()
-        decision, marks = await self._readers.call(
-            record.process,
-            lambda: self._read(record, state, wish.asked),
-            patience(self._root, record.process.pid),
-        )
+        try:
+            decision, marks = await self._readers.call(
+                record.process,
+                lambda: self._read(record, state, wish.asked),
+                patience(self._root, record.process.pid),
+            )
+        except BaseException:
+            state.mapped_at = mapped_at or state.began  # it is to be read again all the same
+            raise
         state.cost = time.monotonic() - began
         state.read_at = asyncio.get_running_loop().time()
         self._tally.region_read(state.cost)

@@ -172,6 +172,14 @@ def seen_applied(wanted: Mempolicy, mark: Mark | None, inherited: Mempolicy | No
     return replace(mark, earlier=None, arrived=True)
 
 
+def inherited(now: Mempolicy, allowed: frozenset[int], maker: Mark | None) -> Mark | None:
+    """The mark of a thread that nobody has looked at before: where it carries what the one that made it was given, it
+    has that from it, and gets back the same (T3). Values without nodes are too common to be known again (T4)."""
+    if maker is None or not maker.issued.mode.takes_nodes or not carries(now, allowed, maker, ()):
+        return None
+    return Mark(maker.issued, maker.replaced)
+
+
 def _remembered(now: Mempolicy) -> Mempolicy:
     """A policy as it can be given back later. numa_maps shows the nodes that relative ones came to: those are meant."""
     return replace(now, flags=now.flags & ~Flag.RELATIVE_NODES)

@@ -39,6 +39,8 @@ FIRST_RETRY, LAST_RETRY = 0.2, 30.0
 """Seconds between looks at a process whose act was deferred; doubled each time, the scan goes on after that."""
 YOUNG = 1.0
 """Seconds after which a child that has its parent's policy already (T2) is taken up: most do not live so long."""
+MAPPED = 8
+"""Looks that are under way, of all kinds, for one more to be begun at once where memory was mapped."""
 SLICE = 64
 """Processes looked at, or heard of, before the loop serves everything else again."""
 QUIET = frozenset({"observe", "no-allowed-node", "broken-file", "trial"})
@@ -142,7 +144,8 @@ class Engine:
             finally:
                 self.busy_since = None
             self._first.set()
-            self.changed.set()
+            if not pending.is_all_mapped:  # what comes of that is told by the looks
+                self.changed.set()
 
     async def settle(self, seconds: float) -> None:
         """Wait for the first scan and the looks that it began, at most so long: what is slow goes on."""
@@ -193,7 +196,7 @@ class Engine:
             if pid in self.records or pid in self._looks or pid in self._clear:
                 self._look(pid)
         async for pid, mapped in _in_slices(pending.mapped.items()):
-            if self._binder.following.has_mapped(pid, mapped):
+            if self._binder.following.has_mapped(pid, mapped) and len(self._looks) < MAPPED:
                 self._look(pid)
         if pending.everything:
             await self._scan()

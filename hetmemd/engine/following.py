@@ -80,7 +80,11 @@ class Following:
         if state is None or at < state.began:
             return False
         state.mapped_at = min(at, state.mapped_at or at)
-        return asyncio.get_running_loop().time() - state.read_at >= max(POLL, COST * state.cost)
+        return self._may_be_read(state, asyncio.get_running_loop().time())
+
+    def _may_be_read(self, state: State, now: float) -> bool:
+        """Not where it is being read: what was mapped meanwhile is found a little later."""
+        return now - max(state.began, state.read_at) >= max(POLL, COST * state.cost)
 
     async def run(self, look: Callable[[int], None], want: Callable[[Collection[int]], None]) -> None:
         """Until cancelled: calls `look` for each process whose regions may be others than they were, and `want` with
@@ -98,11 +102,10 @@ class Following:
         now = asyncio.get_running_loop().time()
         due: list[int] = []
         for pid, state in list(self._states.items()):
-            since = now - state.read_at
-            if since < COST * state.cost:
+            if not self._may_be_read(state, now):
                 continue
             try:
-                if since > NET or state.mapped_at is not None or self.sign(pid) != state.sign:
+                if now - state.read_at > NET or state.mapped_at is not None or self.sign(pid) != state.sign:
                     due.append(pid)
             except OSError as error:
                 if not libc.is_gone(error):

@@ -24,6 +24,11 @@ class Pending:
     mapped: dict[int, float] = field(default_factory=dict)
     """When a process first mapped something."""
 
+    @property
+    def is_all_mapped(self) -> bool:
+        """Whether nothing else happened than that memory was mapped."""
+        return bool(self.mapped) and self == Pending(mapped=self.mapped)
+
     def add(self, hints: Sequence[Hint], at: float) -> None:
         for hint in hints:
             match hint:

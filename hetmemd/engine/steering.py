@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetmemd.engine.braking import Permit
-from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted, carries, decide, nodes_within, seen_applied
+from hetmemd.engine.decide import (
+    UNDO,
+    Decision,
+    Mark,
+    Verb,
+    Wanted,
+    carries,
+    decide,
+    inherited,
+    nodes_within,
+    seen_applied,
+)
 from hetmemd.engine.ledger import Ledger
 from hetmemd.engine.offloop import OffLoop
 from hetmemd.engine.record import Record, Seen, worst
@@ -163,7 +174,7 @@ class Steering:
         maker = self._maker({}, record.process.pid, procfs.stat(self._root, record.process.pid).ppid)
         if maker and not self._ledger.marks(record.process):
             reading = await self._readers.call(record.process, lambda: self._read(record, UNDO))
-            marks = {tid: _inherited(seen.now, seen.allowed, maker) for tid, seen in reading.threads.items()}
+            marks = {tid: inherited(seen.now, seen.allowed, maker) for tid, seen in reading.threads.items()}
             self._ledger.set_marks(record.process, {tid: mark for tid, mark in marks.items() if mark})
 
     # -- reading
@@ -213,8 +224,7 @@ class Steering:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
                     wanted = instead or (self._wanted_in(path, process) if path else Wanted(None, ""))
                     allowed = self._allowed(process.pid, tid)
-                mark = marks.get(tid) or _inherited(now, allowed, maker)
-                seen = self._seen(record, tid, now, allowed, mark, wanted)
+                seen = self._seen(record, tid, now, allowed, marks.get(tid), maker, wanted)
             except OSError as error:
                 if libc.is_gone(error):
                     record.forget_threads({tid})
@@ -236,10 +246,11 @@ class Steering:
         tid: int,
         now: Mempolicy,
         allowed: frozenset[int],
-        mark: Mark | None,
+        own: Mark | None,
+        maker: Mark | None,
         wanted: Wanted,
     ) -> Seen:
-        shown = now
+        shown, mark = now, own or inherited(now, allowed, maker)
         at = time.clock_gettime(time.CLOCK_BOOTTIME)
         decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
         ours = carries(now, allowed, mark, self._ledger.issued)
@@ -248,7 +259,7 @@ class Steering:
             # Foreign, or nobody's business: but the first region may be bound, and hide the thread's own policy.
             exact = regions.task_policy(self._root, record.process.pid, tid)
             if exact is not None and exact != now:
-                now = exact
+                now, mark = exact, own or inherited(exact, allowed, maker)
                 decision = decide(now, wanted.policy, allowed, mark, self._ledger.issued, wanted.overrides, at)
         if wanted.holds and decision.verb is Verb.RESTORE:
             decision = Decision(Verb.NOTHING, now, Outcome.DEFERRED, "broken-file")
@@ -260,11 +271,11 @@ class Steering:
         marks = self._ledger.marks(record.process)
         changes: dict[int, Mark | None] = {tid: None for tid in marks if tid not in reading.tids}
         maker = self._maker(marks, record.process.pid, reading.ppid)
-        inherited = maker.replaced if maker else None
+        replaced = maker.replaced if maker else None
         for tid, seen in reading.threads.items():
             mark = marks.get(tid)
             if seen.decision.outcome is Outcome.APPLIED and seen.wanted is not None:
-                heritage = inherited if seen.wanted == DEFAULT or seen.wanted in self._ledger.issued else None
+                heritage = replaced if seen.wanted == DEFAULT or seen.wanted in self._ledger.issued else None
                 changes[tid] = seen_applied(seen.wanted, mark, heritage)
             elif (
                 mark
@@ -275,7 +286,7 @@ class Steering:
                 changes[tid] = None
             elif mark is None and seen.decision.verb is Verb.RESTORE:
                 # Known before the act: what it has made itself has to get back the same.
-                changes[tid] = _inherited(seen.now, seen.allowed, maker)
+                changes[tid] = inherited(seen.now, seen.allowed, maker)
         changes = {tid: mark for tid, mark in changes.items() if mark != marks.get(tid)}
         if changes:
             self._ledger.set_marks(record.process, changes)
@@ -457,12 +468,6 @@ class Steering:
             ]
             if policy is not None:
                 self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
-
-
-def _inherited(now: Mempolicy, allowed: frozenset[int], maker: Mark | None) -> Mark | None:
-    """The mark of a thread that nobody has looked at before: where it carries what the one that made it was given, it
-    has that from it, and gets back the same (T3)."""
-    return Mark(maker.issued, maker.replaced) if maker and carries(now, allowed, maker, ()) else None
 
 
 def _allowed(record: Record, tids: Iterable[int]) -> set[frozenset[int]]:

@@ -1,14 +1,13 @@
 """What tasks map, told by perf events: perf_event_open(2), include/uapi/linux/perf_event.h.
 
 A dummy event on every CPU with `mmap_data` makes a record of each mapping that is not of code: mmap(2), brk(2) (also
-where the heap only grows), mprotect(2). Not of mremap(2), nor of a stack that grows.
+where the heap only grows), mprotect(2), and of each page by which a stack grows. Not of mremap(2).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import struct
@@ -19,12 +18,11 @@ from hetmemd.kernel.root import Root
 _ATTRIBUTES = struct.Struct("=IIQQQQQII4QIiQIHH")  # struct perf_event_attr, PERF_ATTR_SIZE_VER5
 _SOFTWARE, _DUMMY = 1, 9  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_DUMMY
 _SAMPLE_TIME = 1 << 2
-_DISABLED, _WATERMARK, _MMAP_DATA, _SAMPLE_ID_ALL, _USE_CLOCKID = (1 << bit for bit in (0, 14, 17, 18, 25))
+_WATERMARK, _MMAP_DATA, _SAMPLE_ID_ALL, _USE_CLOCKID = (1 << bit for bit in (14, 17, 18, 25))
 _CLOCK_MONOTONIC = 1
 _FD_CLOEXEC = 8
 _NEVER = (1 << 32) - 1
-"""Bytes after which a reader would be woken."""
-_ENABLE, _DISABLE = 0x2400, 0x2401  # PERF_EVENT_IOC_*
+"""Bytes after which a reader would be woken; the kernel makes that a ring."""
 _MEMORY = 4 << 20
 _FEWEST, _MOST = 4, 64
 """Pages of each CPU's ring, a power of two, so that all of them have so much memory: some 50 records a page."""
@@ -39,7 +37,7 @@ _PID_AT = _HEADER.size
 
 
 class Mappings:
-    """The records of all CPUs that are online. They come once it is `enable`d.
+    """The records of all CPUs that are online now (`cpus`), from now on.
 
     `OSError` EACCES or EPERM without the right (CAP_PERFMON, or sysctl kernel.perf_event_paranoid -1), another one
     where the kernel has no such events.
@@ -48,10 +46,10 @@ class Mappings:
     def __init__(self, root: Root) -> None:
         self._rings: list[_Ring] = []
         try:
-            cpus = sorted(nodelist.parse(root.read_text("/sys/devices/system/cpu/online")))
-            for cpu in cpus:
+            self.cpus = online(root)
+            for cpu in sorted(self.cpus):
                 try:
-                    ring = _Ring(cpu, _ring_pages(len(cpus)))
+                    ring = _Ring(cpu, _ring_pages(len(self.cpus)))
                 except OSError as error:
                     if error.errno == errno.ENODEV:
                         continue  # it went offline
@@ -60,16 +58,6 @@ class Mappings:
         except BaseException:
             self.close()
             raise
-
-    def enable(self) -> None:
-        """From now on: what was recorded before is forgotten."""
-        for ring in self._rings:
-            ring.forget()
-            fcntl.ioctl(ring.descriptor, _ENABLE, 0)
-
-    def disable(self) -> None:
-        for ring in self._rings:
-            fcntl.ioctl(ring.descriptor, _DISABLE, 0)
 
     def take(self) -> tuple[dict[int, int], int, int]:
         """What was recorded since: by pid when it first mapped something (CLOCK_MONOTONIC, ns), the number of records,
@@ -87,6 +75,11 @@ class Mappings:
         self._rings.clear()
 
 
+def online(root: Root) -> frozenset[int]:
+    """The CPUs that are online."""
+    return nodelist.parse(root.read_text("/sys/devices/system/cpu/online"))
+
+
 def _ring_pages(cpus: int) -> int:
     most = max(_MEMORY // mmap.PAGESIZE // cpus, 1)
     return min(max(1 << most.bit_length() - 1, _FEWEST), _MOST)
@@ -96,7 +89,7 @@ class _Ring:
     """Of one CPU."""
 
     def __init__(self, cpu: int, pages: int) -> None:
-        flags = _DISABLED | _WATERMARK | _MMAP_DATA | _SAMPLE_ID_ALL | _USE_CLOCKID
+        flags = _WATERMARK | _MMAP_DATA | _SAMPLE_ID_ALL | _USE_CLOCKID
         attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
         # Nobody is woken by it: a wake-up costs the task that maps 20 us in a virtual machine, a record less than 1.
         _ATTRIBUTES.pack_into(
@@ -124,12 +117,9 @@ class _Ring:
         self._size = pages * mmap.PAGESIZE
         self._all = memoryview(self._memory)
         # Words, so that one is read and written with one instruction. The kernel writes the records before the head;
-        # x86 keeps that order for a reader as well, and elsewhere the system calls in between do.
+        # x86 keeps that order for a reader as well, and elsewhere nothing is bound.
         self._words = self._all[: mmap.PAGESIZE].cast("Q")
         self._data = self._all[mmap.PAGESIZE :]
-
-    def forget(self) -> None:
-        self._words[_TAIL] = self._words[_HEAD]
 
     def take(self) -> bytes:
         head, tail = self._words[_HEAD], self._words[_TAIL]

@@ -2,9 +2,9 @@
 
 One call has one destination: the kernel starts anew at every change of it. Where it says of all pages that they are
 there, they are: it writes the node of none before all that it has gathered have moved (do_pages_move() in
-mm/migrate.c). Where it says anything else, its statuses tell why a page did not move, and whether it did is asked. A
-page that is pinned or under I/O is tried again, later and later, and given up after `TRIES`; a node that is full takes
-nothing more in this pass.
+mm/migrate.c; of larger folios, 6.3 to 6.6 said so also where these were split and the parts stayed). Where it says
+anything else, its statuses tell why a page did not move, and whether it did is asked. A page that is pinned or under
+I/O is tried again, later and later, and given up after `TRIES`; a node that is full takes nothing more in this pass.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class Mover:
     def _account(self, tid: int, batch: Batch, call: pages.MoveCall, took: float) -> None:
         """What became of each folio."""
         now = call.statuses
-        if call.result or (now != batch.destination).any():
+        if batch.huge or call.result or (now != batch.destination).any():
             now = self._calls.query(tid, batch.addresses)
         moved = now == batch.destination
         count = int(batch.sizes[moved].sum())

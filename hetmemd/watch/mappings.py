@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
-from hetmemd.kernel.perf import Mappings
+from hetmemd.kernel.perf import Mappings, online
 from hetmemd.kernel.root import Root
 from hetmemd.watch.hint import RegionsHint
 from hetmemd.watch.source import Deliver, Source
@@ -60,32 +60,30 @@ class MappingsSource(Source):
         """What processes hints are wanted of. Cheap where some are, as before, or none. What could not be opened is not
         tried again."""
         self._pids = pids
-        if not self.up or bool(pids) == (self._mappings is not None):
+        if not self.up or bool(pids) == (self._timer is not None):
             return
-        if not pids:
-            self._end()
-            self.note = ASLEEP
-            self.changed()
-        elif mappings := self._opened():
-            self._mappings = mappings
+        if pids:
             self._rest = 0.0
             self._follow()
         else:
+            self._end()
+            self.note = ASLEEP
             self.changed()
 
     def _opened(self) -> Mappings | None:
         try:
             return self._opener(self._root)
         except (OSError, ValueError) as error:
+            self._end()
             self.fail(_why_not(error))
             return None
 
     def _follow(self) -> None:
-        assert self._mappings
-        self.note = ""
-        self._woke = self._loop.time()
-        self._mappings.enable()
-        self._later(PACE, self._take)
+        self._mappings = self._opened()
+        if self._mappings:
+            self.note = ""
+            self._woke = self._loop.time()
+            self._later(PACE, self._take)
         self.changed()
 
     def _take(self) -> None:
@@ -96,6 +94,9 @@ class MappingsSource(Source):
         self.events += count
         if lost:
             self._sleep()
+        elif self._loop.time() - self._woke > LAST_REST and self._mappings.cpus != online(self._root):
+            self._mappings.close()
+            self._follow()
         else:
             self._later(max(PACE, COST * took), self._take)
         self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items() if pid in self._pids])
@@ -103,11 +104,13 @@ class MappingsSource(Source):
     def _sleep(self) -> None:
         """It is no matter for a scan: all that is wanted is looked at soon in any case."""
         assert self._mappings
+        # What was lost on a processor is told with its next record: not closed, it would be told when this is over.
+        self._mappings.close()
+        self._mappings = None
         self.losses += 1
         if self._loop.time() - self._woke > LAST_REST:
             self._rest = 0.0
         self._rest = min(max(FIRST_REST, 2 * self._rest), LAST_REST)
-        self._mappings.disable()
         self.note = f"more is mapped than can be followed: not followed for {self._rest:.0f} s"
         self._later(self._rest, self._follow)
         self.changed()

@@ -15,7 +15,7 @@ import pytest
 from hetmemd.kernel.perf import Mappings
 from hetmemd.watch.hint import Hint, RegionsHint
 from hetmemd.watch.mappings import MappingsSource
-from tests.machine.eyes.harness import ROOT, Seen, running
+from tests.machine.eyes.harness import ROOT, Seen, number, running
 
 pytestmark = pytest.mark.root
 
@@ -31,7 +31,6 @@ def mapping() -> mmap.mmap:
 @pytest.fixture
 def mappings() -> Generator[Mappings, None, None]:
     mappings = Mappings(ROOT)
-    mappings.enable()
     yield mappings
     mappings.close()
 
@@ -81,19 +80,9 @@ def test_what_the_ring_has_no_room_for_is_counted(mappings: Mappings) -> None:
     assert told + lost >= 20_000
 
 
-def test_nothing_is_told_while_it_is_disabled(mappings: Mappings) -> None:
-    mapping().close()
-    mappings.disable()
-    mapping().close()
-    mappings.enable()
-    assert os.getpid() not in mappings.take()[0]
-    mapping().close()
-    assert os.getpid() in mappings.take()[0]
-
-
 def test_another_process_is_hinted() -> None:
     script = (
-        "import mmap, sys; sys.stdin.readline(); kept = mmap.mmap(-1, 1 << 20); print(flush=True); sys.stdin.read()"
+        "import mmap, sys; print(0, flush=True); sys.stdin.readline();kept = mmap.mmap(-1, 1 << 20); sys.stdin.read()"
     )
 
     async def main() -> None:
@@ -102,6 +91,7 @@ def test_another_process_is_hinted() -> None:
         source.start()
         assert source.up, source.note
         with running(sys.executable, "-c", script) as process:
+            number(process)
             source.want({process.pid})
             assert process.stdin
             before = time.monotonic()

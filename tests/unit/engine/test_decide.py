@@ -15,6 +15,7 @@ from hetmemd.engine.decide import (
     Verb,
     carries,
     decide,
+    inherited,
     issuable,
     seen_applied,
     shows,
@@ -222,3 +223,15 @@ def test_T4_a_child_inherits_what_was_replaced_in_its_parent() -> None:
     assert seen_applied(BOUND, None, OWN) == Mark(BOUND, OWN, arrived=True)
     assert seen_applied(BOUND, None, None) is None
     assert seen_applied(DEFAULT, None, DEFAULT) is None
+
+
+def test_T3_what_was_never_looked_at_gets_back_what_its_maker_does() -> None:
+    local = Mempolicy(Mode.LOCAL)
+    assert inherited(WEIGHTED, BOTH, Mark(WEIGHTED, local)) == Mark(WEIGHTED, local)
+    assert inherited(BOUND, BOTH, Mark(WEIGHTED, local)) is None, "its own"
+    assert inherited(WEIGHTED, BOTH, None) is None
+
+
+@pytest.mark.parametrize("issued", [DEFAULT, Mempolicy(Mode.LOCAL)])
+def test_T4_what_many_have_by_themselves_is_not_known_again(issued: Mempolicy) -> None:
+    assert inherited(issued, BOTH, Mark(issued, WEIGHTED)) is None

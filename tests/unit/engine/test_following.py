@@ -57,8 +57,8 @@ def test_nothing_new_and_nothing_to_read_until_long_after(followed: Following, c
 
 
 def test_another_size_is_a_sign(followed: Following, clock: Clock, tmp_path: Path) -> None:
-    clock.now += 0.01
     size(tmp_path, 11)
+    clock.now += POLL + 0.1
     assert followed.due() == [7]
     read(followed, clock, cost=0.1)
     size(tmp_path, 12)
@@ -76,6 +76,8 @@ def test_what_is_told_is_read_at_once_but_not_too_often(followed: Following, clo
     assert not followed.has_mapped(7, clock.now)
     assert not followed.has_mapped(7, clock.now - 0.005), "an earlier time of another CPU's"
     assert state.mapped_at == clock.now - 0.005
+    assert followed.due() == []
+    clock.now += POLL
     assert followed.due() == [7], "at the next look at all"
 
 
@@ -86,6 +88,18 @@ def test_what_is_told_late_is_known(followed: Following, clock: Clock) -> None:
     assert state.mapped_at is None
     assert followed.has_mapped(7, state.began + 0.001), "it may have come too late for that reading"
     assert not followed.has_mapped(8, clock.now), "nobody asked"
+
+
+def test_what_is_mapped_while_it_is_read_is_found_a_little_later(followed: Following, clock: Clock) -> None:
+    clock.now += NET
+    state = followed.of(PROCESS)
+    state.began = clock.now
+    clock.now += 0.01
+    assert not followed.has_mapped(7, clock.now)
+    assert followed.due() == [], "one reading is enough"
+    state.read_at = clock.now
+    clock.now += POLL + 0.1
+    assert followed.due() == [7]
 
 
 def test_another_process_begins_anew(followed: Following) -> None:
@@ -101,6 +115,7 @@ def test_another_process_begins_anew(followed: Following) -> None:
 
 def test_one_that_ended_is_forgotten(followed: Following, clock: Clock, tmp_path: Path) -> None:
     (tmp_path / "proc/7/statm").unlink()
+    clock.now += POLL + 0.1
     assert followed.due() == []
     assert followed.known(PROCESS) is None
 

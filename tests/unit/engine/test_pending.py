@@ -57,3 +57,12 @@ def test_a_delay_is_measured_from_the_first_hint() -> None:
     assert pending.cgroups == {"/a": 1.0, "/b": 2.0}
     pending.add([RegionsHint(1, 0.5), RegionsHint(1, 0.25), RegionsHint(2, 0.75)], 3.0)
     assert pending.mapped == {1: 0.25, 2: 0.75}
+
+
+def test_where_nothing_else_happened() -> None:
+    pending = Pending()
+    assert not pending.is_all_mapped
+    pending.add([RegionsHint(1, 0.5)], 1.0)
+    assert pending.is_all_mapped
+    pending.add([FilesHint()], 1.0)
+    assert not pending.is_all_mapped

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 
 import pytest
 
+from hetmemd.kernel.perf import online
 from hetmemd.kernel.root import Root
 from hetmemd.watch import mappings
 from hetmemd.watch.hint import Hint, RegionsHint
@@ -25,16 +26,10 @@ class Recorded:
     opened = 0
 
     def __init__(self, root: Root) -> None:
-        self.enabled = False
+        self.cpus = online(root)
         self.taken: list[tuple[dict[int, int], int, int]] = []
         self.reading = 0.0
         Recorded.opened += 1
-
-    def enable(self) -> None:
-        self.enabled = True
-
-    def disable(self) -> None:
-        self.enabled = False
 
     def tell(self, mapped: dict[int, int], lost: int = 0) -> None:
         self.taken.append((mapped, len(mapped), lost))
@@ -95,7 +90,7 @@ def test_nothing_is_recorded_unless_it_is_wanted() -> None:
         assert (case.source.up, case.source.note, Recorded.opened) == (True, ASLEEP, 0)
         case.source.want(PIDS)
         case.source.want(PIDS)
-        assert (case.source.note, Recorded.opened, case.latest.enabled) == ("", 1, True)
+        assert (case.source.note, Recorded.opened) == ("", 1)
         await case.tell({7: 1_500_000_000, 8: 2_000_000_000, 10: 0})
         assert case.hints == [RegionsHint(7, 1.5), RegionsHint(8, 2.0)]
         assert case.source.events == 3
@@ -140,11 +135,11 @@ def test_where_more_is_mapped_than_can_be_followed_it_rests(monkeypatch: pytest.
         rests = []
         for losses in range(1, 5):
             await case.tell({losses: 0}, lost=3)
-            assert not case.latest.enabled
+            assert not Recorded.opened
             assert "not followed" in case.source.note
             assert case.source.losses == losses
             rests.append(case.source._rest)
-            while not case.latest.enabled:
+            while not Recorded.opened:
                 await asyncio.sleep(0.001)
             assert case.source.note == ""
         assert rests == [0.05, 0.1, 0.15, 0.15]
@@ -170,6 +165,39 @@ def test_reading_takes_its_share_of_a_core_and_no_more(monkeypatch: pytest.Monke
         began = time.monotonic()
         await case.tell({2: 0})
         assert time.monotonic() - began >= 0.01 * mappings.COST
+        case.source.close()
+
+    run(main())
+
+
+def test_other_processors_are_followed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mappings, "LAST_REST", 0.0)
+
+    async def main() -> None:
+        case = Case()
+        case.source.want(PIDS)
+        first = case.latest
+        await case.tell({1: 0})
+        assert case.latest is first
+        monkeypatch.setattr(mappings, "online", lambda root: first.cpus | {4096})
+        while case.latest is first:
+            await asyncio.sleep(0.001)
+        assert Recorded.opened == 1
+        await case.tell({2: 0})
+        assert case.hints == [RegionsHint(1, 0), RegionsHint(2, 0)]
+        case.source.close()
+
+    run(main())
+
+
+def test_what_cannot_be_opened_again_is_said() -> None:
+    async def main() -> None:
+        case = Case()
+        case.source._opener = refused(errno.EMFILE)  # type: ignore[assignment]
+        case.source.want(PIDS)
+        assert (case.source.up, case.source.note) == (False, "perf events cannot be had: too many open files")
+        assert case.changes == 1
+        case.source.want(())
         case.source.close()
 
     run(main())
