@@ -66,6 +66,8 @@ class Settings:
     rate: int = 1 << 30
     """The global bucket that every move pays for (I7)."""
     burst: int | None = None
+    moving_share: float = 0.1
+    """The most of a process's time in which its pages are on the move."""
     defaults: Handling = field(default_factory=Handling)
     """Handling keys that no policy on the way to the root has (I4)."""
     kernel: Kernel = field(default_factory=Kernel)
@@ -209,6 +211,12 @@ def _fraction(value: Any) -> float:
     return float(value)
 
 
+def _share(value: Any) -> float:
+    if not (share := _fraction(value)) >= 0.001:
+        raise ValueError(f"from 0.001 to 1, not {shown(value)}")
+    return share
+
+
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
         raise ValueError(f"a whole number from 0 to 1000000, not {shown(value)}")
@@ -310,6 +318,7 @@ _KEYS: Mapping[str, Reader | None] = {
     "tls_key": _credential,
     "rate": _rate,
     "burst": _burst,
+    "moving_share": _share,
     "observe": _flag,
     "on_stop": _word("keep", "restore"),
     "scan_interval": _seconds(1),

@@ -94,6 +94,8 @@ class Balancer:
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
+        self.share = 0.1
+        """Of a process's time, in which its pages may be on the move."""
         self.sampled_from = 0.1
         """Seconds: a process whose exact measurement takes longer is sampled in between."""
         self._chance = np.random.default_rng()
@@ -308,8 +310,7 @@ class Balancer:
             return
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
-        # Left alone for as long as the step took: where moving is slow, half of the time is the process's own.
-        active.due = asyncio.get_running_loop().time() + max(result.wait, result.seconds)
+        active.due = asyncio.get_running_loop().time() + result.rest(self.share)
         self._tally.cgroup_moved(record.cgroup, "holding" if record.has_settled else "converging", result.bytes_moved)
         for (source, target), (pages, size) in result.moved.items():
             self._tally.pages_moved(source, target, pages, size)

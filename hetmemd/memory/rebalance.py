@@ -62,7 +62,9 @@ class StepResult:
     """Pages that the plans of this step would move."""
     seconds: float = 0.0
     call_seconds: float = 0.0
-    """The longest call that moved."""
+    """The longest call that moved, and"""
+    moving_seconds: float = 0.0
+    """all of them together."""
     needs: int = 0
     """Bytes without which the next step can do nothing; 0 where it needs none."""
     wait: float = 0.0
@@ -71,6 +73,14 @@ class StepResult:
     """The pass is over."""
     gone: bool = False
     """It is over since the process is gone, or has no memory any more."""
+
+    def rest(self, share: float) -> float:
+        """Seconds for which the process is to be left alone before the next step.
+
+        So its pages are on the move for no more than `share` of its time: a process is slowed down by about that. And
+        half of its time it is not looked at.
+        """
+        return max(self.wait, self.seconds, self.moving_seconds * (1 / share - 1))
 
 
 class ProcessPass:
@@ -158,6 +168,7 @@ class ProcessPass:
             planned=self._planned,
             seconds=time.monotonic() - self._began,
             call_seconds=done.longest,
+            moving_seconds=done.seconds,
             needs=self._mover.needs * pages.PAGE_SIZE,
             wait=wait,
             done=self._over,

@@ -28,6 +28,7 @@ from hetmemd.memory.budget import Budgets
 from hetmemd.memory.moving import Pace
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.policy.effective import Handling
+from hetmemd.settings import Settings
 from tests.bench.figures import Figures
 
 ROOT = Root()
@@ -75,8 +76,7 @@ class Moving(threading.Thread):
                 self.moved += result.bytes_moved
                 if result.done:
                     break
-                # As the daemon's balancer does: a process is left alone for as long as a step took.
-                self._over.wait(max(budgets.wait(["rate"], 2 << 20), result.wait, result.seconds))
+                self._over.wait(max(budgets.wait(["rate"], 2 << 20), result.rest(Settings().moving_share)))
 
     def end(self) -> None:
         self._over.set()

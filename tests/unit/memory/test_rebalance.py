@@ -13,7 +13,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan
 from hetmemd.memory.moving import CALL_SECONDS, Pace
-from hetmemd.memory.rebalance import ProcessPass
+from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.regions import Region
 from hetmemd.memory.targets import Span, all_of, spans
 
@@ -66,3 +66,18 @@ def test_spans_join_neighbours_and_leave_out_what_is_not_acted_on() -> None:
 def test_a_folder_has_no_pages_to_move(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="running system"):
         ProcessPass(Root(tmp_path), ProcessId(1, 1), all_of(plan.ratio({0: 1})))
+
+
+shares, durations = st.floats(0.001, 1.0), st.floats(0.0, 10.0)
+
+
+@given(shares, durations, durations, durations)
+def test_pages_are_on_the_move_for_no_more_than_the_share(
+    share: float, moving: float, looking: float, wait: float
+) -> None:
+    result = StepResult(seconds=looking + moving, moving_seconds=moving, wait=wait)
+    rest = result.rest(share)
+    assert moving <= share * (moving + rest) * 1.000001
+    assert rest >= wait
+    assert rest >= result.seconds, "half of the time it is not looked at"
+    assert StepResult(seconds=looking + moving, moving_seconds=moving).rest(1.0) == looking + moving
