@@ -67,7 +67,7 @@ class Settings:
     """The global bucket that every move pays for (I7)."""
     burst: int | None = None
     moving_share: float = 0.1
-    """The most of a process's time in which its pages are on the move."""
+    """The most of a process's time in which its pages are looked at and moved."""
     defaults: Handling = field(default_factory=Handling)
     """Handling keys that no policy on the way to the root has (I4)."""
     kernel: Kernel = field(default_factory=Kernel)

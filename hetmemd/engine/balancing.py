@@ -95,7 +95,7 @@ class Balancer:
         self.interval = 10.0
         """Seconds between two measurements of one process."""
         self.share = 0.1
-        """Of a process's time, in which its pages may be on the move."""
+        """Of a process's time, in which its pages may be looked at and moved."""
         self.sampled_from = 0.1
         """Seconds: a process whose exact measurement takes longer is sampled in between."""
         self._chance = np.random.default_rng()

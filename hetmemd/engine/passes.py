@@ -12,9 +12,9 @@ LEAST = 2 << 20
 """Bytes that are saved up before a step: a call has a fixed cost, and a huge folio is that large."""
 LONGEST_PASS = 60.0
 """Seconds after which a pass is begun anew: regions come and go, and what was planned on is old;"""
-PASS_PER_GIB = 0.5
-"""seconds more for each GiB: looking at that page by page takes 0.07, as long again it is left alone, and a pass must
-come to the end of a terabyte, however little it may move."""
+PASS_PER_GIB = 1.0
+"""seconds more for each GiB: looking at that page by page takes 0.07, ten times as long with the rests between, and a
+pass must come to the end of a terabyte, however little it may move."""
 
 
 @dataclass(slots=True)

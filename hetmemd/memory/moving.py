@@ -125,9 +125,7 @@ class Done:
     pages: int = 0
     """That were moved."""
     longest: float = 0.0
-    """Seconds of the longest call, and"""
-    seconds: float = 0.0
-    """of all."""
+    """Seconds of the longest call."""
 
 
 class Mover:
@@ -216,7 +214,6 @@ class Mover:
         call = self._calls.move(tid, batch.addresses, batch.destination, flags)
         took = self._clock() - begin
         self.done.longest = max(self.done.longest, took)
-        self.done.seconds += took
         self._account(tid, batch, call, took)
 
     def _still_misplaced(self, tid: int, batch: Batch) -> Batch:

@@ -62,9 +62,7 @@ class StepResult:
     """Pages that the plans of this step would move."""
     seconds: float = 0.0
     call_seconds: float = 0.0
-    """The longest call that moved, and"""
-    moving_seconds: float = 0.0
-    """all of them together."""
+    """The longest call that moved."""
     needs: int = 0
     """Bytes without which the next step can do nothing; 0 where it needs none."""
     wait: float = 0.0
@@ -75,12 +73,9 @@ class StepResult:
     """It is over since the process is gone, or has no memory any more."""
 
     def rest(self, share: float) -> float:
-        """Seconds for which the process is to be left alone before the next step.
-
-        So its pages are on the move for no more than `share` of its time: a process is slowed down by about that. And
-        half of its time it is not looked at.
-        """
-        return max(self.wait, self.seconds, self.moving_seconds * (1 / share - 1))
+        """Seconds for which the process is to be left alone before the next step: so steps take no more than `share` of
+        its time, and slow it down by about that."""
+        return max(self.wait, self.seconds * (1 / share - 1))
 
 
 class ProcessPass:
@@ -168,7 +163,6 @@ class ProcessPass:
             planned=self._planned,
             seconds=time.monotonic() - self._began,
             call_seconds=done.longest,
-            moving_seconds=done.seconds,
             needs=self._mover.needs * pages.PAGE_SIZE,
             wait=wait,
             done=self._over,

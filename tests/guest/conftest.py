@@ -38,8 +38,8 @@ SETTINGS = Path("/etc/hetmemd.toml")
 @pytest.fixture(scope="session", autouse=True)
 def as_fast_as_it_can() -> None:
     """Moving is ten times slower where processors are emulated, and nobody is to wait for it here."""
-    if "moving_share = 1" not in SETTINGS.read_text().splitlines():
-        SETTINGS.write_text("moving_share = 1\n" + SETTINGS.read_text())
+    if "moving_share = 0.5" not in SETTINGS.read_text().splitlines():
+        SETTINGS.write_text("moving_share = 0.5\n" + SETTINGS.read_text())
 
 
 @pytest.fixture
