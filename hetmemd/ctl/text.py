@@ -23,6 +23,8 @@ _STATES = {
     "last-good": "bad",
     "rejected": "bad",
     "down": "bad",
+    "on": "doubtful",
+    "unknown": "doubtful",
     "refused": "bad",
     "contested": "doubtful",
     "unsteerable": "doubtful",
@@ -70,6 +72,8 @@ def status(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
     lines.append(f"  {told['scans']} scans, the last took {told['last_scan_seconds'] * 1e3:.1f} ms")
     if told["kernel_weights"] is not None:
         lines += ["", "Kernel's weights: " + _weights(told["kernel_weights"])]
+    if told.get("movers"):
+        lines += ["", paint("title", "Others that move pages too"), *(_movers(told["movers"], paint) or ["  none"])]
     if told["notes"]:
         lines += ["", paint("title", "What this machine cannot do")]
         lines += [f"  - {printable(note)}" for note in told["notes"]]
@@ -201,6 +205,11 @@ def _files(files: Sequence[Answer], paint: Paint) -> list[str]:
         lines.append(row)
         lines += [f"      {printable(fault)}" for fault in file["faults"]]
     return lines
+
+
+def _movers(movers: Sequence[Answer], paint: Paint) -> list[str]:
+    rows = [(mover["name"], mover["state"], mover["how"]) for mover in movers if mover["state"] != "off"]
+    return table(rows, paint, coloured=1)
 
 
 def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:

@@ -11,6 +11,7 @@ from hetmemd import __version__
 from hetmemd.engine.holds import Hold
 from hetmemd.engine.limits import limitations
 from hetmemd.engine.measuring import target_of
+from hetmemd.engine.others import remarks
 from hetmemd.engine.record import Record
 from hetmemd.engine.world import World
 from hetmemd.memory.plan import Ratio, Target
@@ -57,6 +58,7 @@ def snapshot(
         notes=(*notes, *_unheard(sources), *_notes(world, reached, of_all)),
         holds=tuple(HoldView(hold.kind, hold.what, hold.why, hold.since, hold.detail) for hold in progress.holds),
         crashes=progress.crashes,
+        movers=world.movers,
         kernel_weights=world.machine.kernel_weights,
         scans=progress.scans,
         last_scan_seconds=progress.last_scan,
@@ -72,14 +74,16 @@ def _cgroup(effective: Effective, records: list[Record], world: World) -> Cgroup
     # Tasks of one cgroup can have several cpusets only in threaded ones: what the first may use stands for all.
     allowed = next((record.allowed for record in records if record.allowed), world.machine.memory_nodes)
     target = target_of(effective.placement, allowed, world.machine) if effective.placement else None
+    distance = _distance(target, placed, records)
     return CgroupView(
         effective=effective,
         tasks=tuple(record.view() for record in sorted(records, key=lambda record: record.process.pid)),
         bytes_by_node=dict(placed),
         target_shares=target.shares if target else {},
-        distance=_distance(target, placed, records),
+        distance=distance,
         left_out=dict(left_out),
         measured_at=min((record.measured_at for record in records), default=0.0),
+        notes=remarks(records, (distance or 0.0) > effective.handling.tolerance, world.movers),
     )
 
 

@@ -15,7 +15,7 @@ from hetmemd.engine.regionwise import Asked
 from hetmemd.kernel import cgroupfs
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.root import Root
-from hetmemd.machine import topology
+from hetmemd.machine import movers, topology
 from hetmemd.machine.topology import Machine
 from hetmemd.memory.scope import scope
 from hetmemd.policy import library
@@ -35,6 +35,8 @@ class World:
         self.defaults = defaults
         self.tree = CgroupTree(root)
         self.machine: Machine = topology.read(root)
+        self.movers = movers.read(root)
+        """Who else moves pages here (L6)."""
         self.library = library.load(root, keep=True)
         self.holds = bool(self.library.rejected)
         """A file is broken whose last good version, if it had one, is lost: until it is mended or removed nothing that
@@ -58,11 +60,19 @@ class World:
         return set(self.tree.by_path) if held and not self.holds else changed
 
     def read_machine(self) -> set[str]:
+        self._read_movers()
         machine = topology.read(self._root)
         if machine == self.machine:
             return set()
         self.machine = machine
         return self._resolve(self.tree.by_path)
+
+    def _read_movers(self) -> None:
+        before = {mover.name: mover.is_on for mover in self.movers}
+        self.movers = movers.read(self._root)
+        for mover in self.movers:
+            if mover.is_on and not before[mover.name]:
+                log.info("%s is on now, and moves pages too: %s (L6)", mover.name, mover.how)
 
     def read_cpusets(self, path: str) -> set[str]:
         """The cpuset of `path` changed: all below it are looked at, whatever they come to (I6)."""

@@ -46,6 +46,7 @@ def status(snapshot: Snapshot) -> JSONObject:
             for source in snapshot.sources
         ],
         "notes": list(snapshot.notes),
+        "movers": [{"name": mover.name, "state": mover.state, "how": mover.how} for mover in snapshot.movers],
         "kernel_weights": None if snapshot.kernel_weights is None else by_node(snapshot.kernel_weights),
         "scans": snapshot.scans,
         "last_scan_seconds": snapshot.last_scan_seconds,
@@ -77,6 +78,7 @@ def explain(effective: Effective, view: CgroupView | None, pid: int | None = Non
         **answer(effective),
         **(_measured(view) if view else NOT_MEASURED),
     }
+    told["notes"] += view.notes if view else ()
     if pid is None:
         return {**told, "tasks": [task_view(task) for task in tasks]}
     found = next((task for task in tasks if task.pid == pid), None)

@@ -78,6 +78,12 @@ DECLARATIONS = _declare(
         "Processes that died of SIGSEGV, SIGBUS, SIGILL, SIGSYS or SIGTRAP within crash_window of an act.",
     ),
     ("limitations", "gauge", "", "How many things this machine cannot do; hetmemctl status names them."),
+    (
+        "other_mover",
+        "gauge",
+        "mover",
+        "Others that move pages: 1 where the kernel's switch is on, 0 where it is off; absent where that is not known.",
+    ),
     ("cgroups", "gauge", "state", "Cgroups that a policy reaches, by state."),
     (
         "cgroups_left_out",
@@ -264,6 +270,9 @@ def _machine(moment: Moment) -> Iterator[Sample]:
             yield "held", (kind,), sum(hold.kind == kind for hold in moment.snapshot.holds)
         yield "crashes_after_act_total", (), moment.snapshot.crashes
         yield "limitations", (), len(moment.snapshot.notes)
+        for mover in moment.snapshot.movers:
+            if mover.is_on is not None:
+                yield "other_mover", (mover.name,), mover.is_on
         for node, weight in sorted((moment.snapshot.kernel_weights or {}).items()):
             yield "kernel_weight", (node,), weight
 

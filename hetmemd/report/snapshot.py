@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hetmemd.machine.movers import Mover
 from hetmemd.policy.effective import Effective
 
 
@@ -53,6 +54,8 @@ class CgroupView:
     """Bytes of its processes that are held against no target, by the reason why."""
     measured_at: float = 0.0
     """Since when each of its processes was measured; 0 while one was not yet, or there is none."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of where its pages are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,8 @@ class Snapshot:
     """The kernel's global weighted-interleave table, None before 6.9."""
     scans: int
     last_scan_seconds: float
+    movers: tuple[Mover, ...] = ()
+    """Who else may move pages on this machine (L6), whether on or not."""
     switched_by: str = ""
     """What turned the kill switch on: a setting or a file."""
     holds: tuple[HoldView, ...] = ()

@@ -39,6 +39,10 @@ def test_status() -> None:
         "",
         "Kernel's weights: 0=3 1=1",
         "",
+        "Others that move pages too",
+        "  demotion  on       moves pages to a slower node",
+        "  damon     unknown  not to be read",
+        "",
         "What this machine cannot do",
         "  - no weighted interleave before 6.9: interleave, and the ratio by moving",
     ]

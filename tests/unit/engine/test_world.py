@@ -18,6 +18,8 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory import plan
 from hetmemd.policy.effective import Handling, Placement
 from hetmemd.remote.result import Outcome
+from hetmemd.report import answers
+from hetmemd.report.snapshot import Snapshot
 
 BOTH = frozenset({0, 1})
 POLICY = '[[policy]]\ncgroup = "/a"\nmode = "weighted-interleave"\nnodes = "all"\nweights = { 0 = 3, 1 = 1 }\n'
@@ -135,6 +137,35 @@ def test_a_snapshot_sums_up_what_is_known(root: Root, world: World) -> None:
     assert by_path["/a/b"].distance is None
     assert told.observing
     assert "a note" in told.notes
+
+
+def test_L6_who_else_moves_pages_is_read_again_with_the_machine_and_told(
+    root: Root, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    drop(root, POLICY)
+    world.read_files()
+    held = Record(ProcessId(10, 1), "x", "/a", world.placement("/a"), went_back=3, bytes_by_node={0: 1}, distance=0.25)
+
+    def told() -> Snapshot:
+        return snapshot(world, [held], (), Progress(0.0, False, 0, 0.0), ())
+
+    def notes() -> list[str]:
+        view = next(view for view in told().cgroups if view.effective.cgroup == "/a")
+        found: list[str] = answers.explain(view.effective, view)["notes"]
+        return [note for note in found if "moved back" in note]
+
+    assert {mover["state"] for mover in answers.status(told())["movers"]} == {"off"}
+    assert "no mover of the kernel" in notes()[0]
+    switch = root.path("/sys/kernel/mm/numa/demotion_enabled")
+    switch.parent.mkdir(parents=True)
+    switch.write_text("true\n")
+    assert "no mover of the kernel" in notes()[0]
+    with caplog.at_level("INFO"):
+        world.read_machine()
+        world.read_machine()
+    assert [record.message.split(" ")[0] for record in caplog.records] == ["demotion"], "once, when it is turned on"
+    assert {mover["name"]: mover["state"] for mover in answers.status(told())["movers"]}["demotion"] == "on"
+    assert "demotion" in notes()[0]
 
 
 def test_where_pages_should_be_by_mode(world: World) -> None:

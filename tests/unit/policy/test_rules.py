@@ -148,6 +148,10 @@ SENTENCES = (
         "a policy takes a task out of NUMA balancing, and explain says so",
         "test_L6_what_a_policy_means_for_numa_balancing_is_said",
     ),
+    (
+        "who else moves pages is shown, and named where pages go back",
+        "test_L6_who_else_moves_pages_is_read_again_with_the_machine_and_told",
+    ),
     ("bind is refused without headroom", "test_L7_bind_needs_headroom_above_the_reserve"),
 )
 """What the rules and the language say, sentence by sentence, each with the test that fails where it is not so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
+from hetmemd.machine.movers import Mover
 from hetmemd.policy.effective import Effective, Handling, Loser, Placement, Source
 from hetmemd.report.snapshot import CgroupView, FileView, Snapshot, SourceView, TaskView
 from hetmemd.report.tally import Tally
@@ -89,6 +90,11 @@ def snapshot(*cgroups: CgroupView, observing: bool = False) -> Snapshot:
             SourceView("proc-connector", False, 10, 2, "no CAP_NET_ADMIN: scans stand in"),
         ),
         notes=("no weighted interleave before 6.9: interleave, and the ratio by moving",),
+        movers=(
+            Mover("numa-balancing", False),
+            Mover("demotion", True, "moves pages to a slower node"),
+            Mover("damon", None, "not to be read"),
+        ),
         kernel_weights={0: 3, 1: 1},
         scans=9,
         last_scan_seconds=0.004,
