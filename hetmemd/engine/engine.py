@@ -203,6 +203,8 @@ class Engine:
 
     async def _scan(self) -> None:
         begin = time.monotonic()
+        async for path in _in_slices(list(self._world.tree.by_path)):
+            self._world.read_cpuset(path)
         self._world.read_machine()
         self._world.read_files()
         self._world.look("/")

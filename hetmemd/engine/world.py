@@ -12,7 +12,7 @@ from hetmemd.engine.binding import Wish
 from hetmemd.engine.braking import policy_key
 from hetmemd.engine.decide import Wanted, issuable
 from hetmemd.engine.regionwise import Asked
-from hetmemd.kernel import cgroupfs
+from hetmemd.kernel import cgroupfs, nodelist
 from hetmemd.kernel.mempolicy import Mempolicy
 from hetmemd.kernel.root import Root
 from hetmemd.machine import movers, topology
@@ -64,6 +64,9 @@ class World:
         machine = topology.read(self._root)
         if machine == self.machine:
             return set()
+        if machine.memory_nodes != self.machine.memory_nodes:
+            now, before = (nodelist.format_list(each.memory_nodes) or "none" for each in (machine, self.machine))
+            log.info("memory nodes are %s now, and were %s: policies are resolved again (I6)", now, before)
         self.machine = machine
         return self._resolve(self.tree.by_path)
 
@@ -81,6 +84,11 @@ class World:
             self._facts.pop(each, None)
         self._resolve(below)
         return set(below)
+
+    def read_cpuset(self, path: str) -> None:
+        """For the next resolution: that hotplug changes a cpuset no event tells, and an event may be lost (I6)."""
+        if path in self._facts:
+            self._facts[path] = self._read_facts(path)
 
     def look(self, path: str) -> set[str]:
         """The cgroup `path` was made, made again, or removed, or may have been."""
