@@ -208,3 +208,22 @@ def test_pages_are_good_mdoc(name: str) -> None:
         ["mandoc", "-Tlint", "-Wwarning", str(PAGES / name)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (shown.returncode, shown.stdout) == (0, "")
+
+
+def test_the_examples_of_the_readme_are_policies() -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    blocks = [
+        re.sub("^    ", "", block, flags=re.MULTILINE)
+        for block in re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE)
+    ]
+    tables = [block for block in blocks if "[[policy]]" in block]
+    keys = [line for block in blocks for line in block.splitlines() if re.match(r"[a-z_]+ *= ", line)]
+    # Those of the tables, and those of one line each.
+    lines = [line for line in keys if not any(line in table for table in tables)]
+    assert len(tables) == 1 and len(lines) >= 8
+    for line in lines:
+        mode = "weighted-interleave" if line.startswith("weights") else "bind"
+        nodes = "" if line.startswith("nodes") else 'nodes = "all"\n'
+        tables.append(f'[[policy]]\ncgroup = "/a"\nmode = "{mode}"\n{nodes}{line}\n')
+    for table in tables:
+        assert parse(table.encode(), "/etc/hetmemd.d/a.toml").faults == (), table
