@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ BALANCING = Path("/proc/sys/kernel/numa_balancing")
 KNOBS = Path("/sys/kernel/debug/sched/numa_balancing")
 SETTINGS = Path("/etc/hetmemd.toml")
 DEMOTION = Path("/sys/kernel/mm/numa/demotion_enabled")
+
+KDAMONDS = Path("/sys/kernel/mm/damon/admin/kdamonds")
 
 # Touches all of its memory again and again, as a busy program does.
 BUSY = """
@@ -215,6 +218,54 @@ def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest
             if each:
                 each.kill()
                 each.communicate()
+
+
+@pytest.mark.usefixtures("service")
+def test_L6_the_service_shows_who_else_moves_pages(settings: Callable[[Path, str], None]) -> None:
+    settings(BALANCING, "3")
+    settings(DEMOTION, "true")
+    with damon("pageout") as is_there:
+        expected = {"numa-balancing", "demotion", *(["damon"] if is_there else [])}
+        systemctl("reload", "hetmemd")
+        eventually("those that are on are shown", lambda: movers("on") == expected)
+        assert movers("unknown") == set(), "the service may read all of the switches"
+        shown = metrics()
+        assert {name for name in expected if shown[f'hetmemd_other_mover{{mover="{name}"}}'] == 1} == expected
+    BALANCING.write_text("0")
+    systemctl("reload", "hetmemd")
+    eventually("and what is turned off is not", lambda: movers("on") == {"demotion"})
+
+
+def movers(state: str) -> set[str]:
+    return {mover["name"] for mover in told("status")["movers"] if mover["state"] == state}
+
+
+@contextlib.contextmanager
+def damon(action: str) -> Iterator[bool]:
+    """A thread of DAMON whose scheme fits no region of memory; False where this kernel has none."""
+    if not (KDAMONDS / "nr_kdamonds").exists():
+        yield False
+        return
+    try:
+        for path, value in (
+            ("nr_kdamonds", "1"),
+            ("0/contexts/nr_contexts", "1"),
+            ("0/contexts/0/operations", "paddr"),
+            ("0/contexts/0/targets/nr_targets", "1"),
+            ("0/contexts/0/targets/0/regions/nr_regions", "1"),
+            ("0/contexts/0/targets/0/regions/0/start", "16777216"),
+            ("0/contexts/0/targets/0/regions/0/end", "33554432"),
+            ("0/contexts/0/schemes/nr_schemes", "1"),
+            ("0/contexts/0/schemes/0/action", action),
+            ("0/state", "on"),
+        ):
+            (KDAMONDS / path).write_text(value)
+        yield True
+    finally:
+        if (KDAMONDS / "0/state").exists():
+            if (KDAMONDS / "0/state").read_text().strip() == "on":
+                (KDAMONDS / "0/state").write_text("off")
+            (KDAMONDS / "nr_kdamonds").write_text("0")
 
 
 def distance(group: Group) -> float:
