@@ -19,7 +19,7 @@ def remarks(records: Iterable[Record], is_off: bool, movers: Sequence[Mover]) ->
         what = f"pages of {processes} were moved back after {passes}"
         return (f"{what}: {_who(on, movers)} (L6)",)
     if is_off and on and any(record.has_settled for record in of_all):
-        return (f"a pass has gone through it, and pages lie wrong: others may move them, {on} being on (L6)",)
+        return (f"pages lie wrong that were in place, or moved, before: others may move them, {on} being on (L6)",)
     return ()
 
 
