@@ -358,7 +358,7 @@ def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
 
 
 def test_a_pass_comes_to_the_end_of_a_terabyte() -> None:
-    """Looking at 1 GiB of small pages takes about 16 x 4 ms, and as long again the process is left alone."""
+    """Looking at 1 GiB of small pages takes about 16 x 4 ms, and for nine times as long the process is left alone."""
     for gibibytes in (1, 100, 1024, 16 << 10):
         assert passes.longest_pass(gibibytes << 30) >= 1.5 * 10 * 16 * 0.004 * gibibytes
     assert passes.longest_pass(0) == passes.LONGEST_PASS
