@@ -14,6 +14,7 @@ from tests.guest.daemon import (
     CGROUPS,
     FILES,
     PATIENCE,
+    Child,
     Group,
     all_shown,
     drop,
@@ -280,6 +281,38 @@ def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
         assert moved_to_far() - before == moved
         verdict, _ = popen.communicate(timeout=PATIENCE)
         assert verdict.strip() == "intact"
+
+
+def test_no_page_is_moved_while_the_kill_switch_is_on(group: Group) -> None:
+    """Not by a pass that would begin, though it is seen that pages lie wrong; nor by one that is under way."""
+    child = Child(64, "small", group)
+    try:
+        before = moved_to_far()
+        drop("50-test.toml", policy(group.path, more='existing = "leave"\n'))
+        eventually("the policy holds", lambda: outcome(group, child.pid) == "applied")
+        OBSERVE.touch()
+        eventually("on", lambda: metrics()["hetmemd_observing"] == 1)
+        # 16 MiB are to be moved: two at once, and then two every other second.
+        drop("50-test.toml", policy(group.path, more='rate = "1MiB/s"\nburst = "2MiB"\n'))
+        measured_anew(group.path)
+        measured_anew(group.path)
+        assert distance(group) > 0.2
+        assert outcome(group, child.pid) == "applied"
+        assert moved_to_far() == before
+        OBSERVE.unlink()
+        eventually("the first of them follow", lambda: moved_to_far() > before)
+        OBSERVE.touch()
+        # While its pages are being moved a process is not measured.
+        measured_anew(group.path)
+        moved = moved_to_far()
+        assert far_share(child.pid) < 0.2, "the pass was not at its end by itself"
+        measured_anew(group.path)
+        assert moved_to_far() == moved
+        OBSERVE.unlink()
+        eventually("the rest follows", lambda: abs(far_share(child.pid) - 0.25) < 0.005)
+        assert child.intact()
+    finally:
+        child.close()
 
 
 def moved_to_far() -> float:

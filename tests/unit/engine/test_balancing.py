@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -14,6 +15,7 @@ import pytest
 from hetmemd.engine import balancing, passes
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.record import Record
+from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
@@ -167,6 +169,82 @@ def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
     in_a_loop(tmp_path, work)
 
 
+class Moving(Balancer):
+    """All pages of its one process, this one, lie wrong however many steps its pass takes."""
+
+    def __init__(self) -> None:
+        self.record = Record(
+            procfs.identify(Root(), os.getpid()), "x", "/a", Placement(Mempolicy(Mode.BIND, frozenset({1})))
+        )
+        self.record.outcomes = frozenset({Outcome.APPLIED})
+        # So large that no pass is over for its age.
+        self.record.bytes_by_node = {0: 1 << 40}
+        effective = Effective("/a", "active", self.record.placement, Handling(), None, None, ())
+        super().__init__(
+            Root(),
+            {self.record.process.pid: self.record},
+            lambda path: effective,
+            lambda: Machine({}, None, None),
+            Budgets(),
+            Tally(),
+            lambda: self.observes,
+            asyncio.Event(),
+        )
+        self.interval = 0.01
+        self.observes = False
+        self.measured = self.steps = 0
+
+    async def _measure(
+        self, record: Record, placement: Placement, effective: Effective
+    ) -> tuple[Share, tuple[Span, ...]] | None:
+        self.measured += 1
+        record.distance = 1.0
+        return (lambda region: None), ()
+
+    def _move(self, active: passes.Pass, allowed: int) -> StepResult | None:
+        self.steps += 1
+        return StepResult(bytes_moved=4096, seconds=0.001)
+
+    async def measures_and_moves_nothing(self) -> None:
+        """From now on, but for a step that is under way."""
+        measured = self.measured
+        await until(lambda: self.measured > measured)
+        steps = self.steps
+        await until(lambda: self.measured > measured + 3)
+        assert self.steps == steps
+
+
+def test_nothing_is_begun_while_the_kill_switch_is_on() -> None:
+    async def run() -> None:
+        balancer = Moving()
+        balancer.observes = True
+        await balancer._look(balancer.record)
+        assert (balancer.measured, balancer._passes) == (1, {})
+        balancer.observes = False
+        await balancer._look(balancer.record)
+        assert list(balancer._passes) == [balancer.record.process.pid]
+        balancer.close()
+
+    asyncio.run(run())
+
+
+def test_a_pass_that_is_under_way_stops_at_the_kill_switch() -> None:
+    async def run() -> None:
+        balancer = Moving()
+
+        async def work() -> None:
+            await until(lambda: balancer.steps >= 3)
+            balancer.observes = True
+            await balancer.measures_and_moves_nothing()
+            balancer.observes = False
+            steps = balancer.steps
+            await until(lambda: balancer.steps > steps)
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
 class Slow(Balancer):
     """Looks and steps of processes named `large` take until `release` is set; all others are done at once."""
 
@@ -214,7 +292,7 @@ async def until(what: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def while_it_runs(balancer: Slow, work: Callable[[], Coroutine[None, None, None]]) -> Coroutine[None, None, None]:
+def while_it_runs(balancer: Balancer, work: Callable[[], Coroutine[None, None, None]]) -> Coroutine[None, None, None]:
     async def run() -> None:
         task = asyncio.create_task(balancer.run())
         await work()
