@@ -55,6 +55,26 @@ def test_T4_L5_pages_follow_only_where_every_thread_agrees(outcomes: list[tuple[
     assert balancing._may_move(record(*outcomes)) is moves
 
 
+NEVER_TOUCHED = ["denied-executable", "denied-user", "crashed"]
+
+
+@pytest.mark.parametrize("reason", NEVER_TOUCHED)
+def test_pages_of_who_is_never_touched_stay(reason: str) -> None:
+    """Whether its threads have their policy from before, or cannot be called for another reason as well."""
+    never = (Outcome.REFUSED, reason)
+    assert not balancing._may_move(record(never))
+    assert not balancing._may_move(record((Outcome.APPLIED, ""), never))
+    assert not balancing._may_move(record((Outcome.REFUSED, "yama"), never))
+    assert not balancing._may_move(record((Outcome.UNSTEERABLE, "vdso"), never))
+
+
+@pytest.mark.parametrize("reason", ["policy-held", "observe", "trial", "suspect", "stop-rate"])
+def test_pages_of_who_waits_for_a_policy_that_is_braked_stay(reason: str) -> None:
+    waits = (Outcome.REFUSED if reason == "policy-held" else Outcome.DEFERRED, reason)
+    assert not balancing._may_move(record(waits))
+    assert not balancing._may_move(record((Outcome.APPLIED, ""), waits))
+
+
 def in_a_loop(tmp_path: Path, work: Callable[[Balancer], None]) -> None:
     async def run() -> None:
         balancer = Balancer(
@@ -239,6 +259,22 @@ def test_a_pass_that_is_under_way_stops_at_the_kill_switch() -> None:
             balancer.observes = False
             steps = balancer.steps
             await until(lambda: balancer.steps > steps)
+
+        await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("reason", NEVER_TOUCHED)
+def test_a_pass_that_is_under_way_stops_when_its_process_is_denied_or_held(reason: str) -> None:
+    async def run() -> None:
+        balancer = Moving()
+
+        async def work() -> None:
+            await until(lambda: balancer.steps >= 3)
+            balancer.record.outcomes = frozenset({Outcome.APPLIED, Outcome.REFUSED})
+            balancer.record.reasons = frozenset({reason})
+            await balancer.measures_and_moves_nothing()
 
         await while_it_runs(balancer, work)
 
