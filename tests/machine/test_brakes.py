@@ -25,6 +25,17 @@ pytestmark = pytest.mark.root
 Task = subprocess.Popen[bytes]
 
 ON_DEMAND = "import ctypes, sys; print(flush=True); sys.stdin.readline(); ctypes.string_at(0)"
+CRASHES = {
+    "SIGBUS": "import tempfile; file = tempfile.TemporaryFile()\n"
+    "file.truncate(4096); area = mmap.mmap(file.fileno(), 4096); file.truncate(0); area[0]",
+    "SIGILL": "run(b'\\x0f\\x0b')",  # ud2
+    "SIGTRAP": "run(b'\\xcc')",  # int3
+    "SIGSYS": "import struct; libc = ctypes.CDLL(None); libc.prctl(38, 1, 0, 0, 0)\n"
+    "code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x30000))\n"
+    "libc.prctl(22, 2, struct.pack('HP', 1, ctypes.addressof(code)), 0, 0)",
+}
+"""What a program does to be ended by each: beyond a file's end, no instruction, a breakpoint, a filter of seccomp that
+lets no call pass (PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_RET_TRAP)."""
 ALLERGIC = (
     "import ctypes, time; mode = ctypes.c_int(); print(flush=True)\n"
     "while not mode.value: ctypes.CDLL(None).syscall(239, ctypes.byref(mode), None, 0, 0, 0); time.sleep(0.01)\n"
@@ -52,11 +63,11 @@ def sleeping(**options: Any) -> Generator[Task, None, None]:
         yield popen
 
 
-def crash(task: Task) -> None:
+def crash(task: Task, number: int = 11) -> None:
     assert task.stdin
     task.stdin.write(b"\n")
     task.stdin.flush()
-    assert task.wait(30) == -11
+    assert task.wait(30) == -number
 
 
 def hetmemctl(daemon: Daemon, *words: str, status: int = 0) -> dict[str, Any]:
@@ -110,6 +121,29 @@ def test_who_dies_after_an_act_is_left_alone_until_released(daemon: Daemon, grou
         assert shown(second.pid) == "default"
         assert hetmemctl(daemon, "release", path)["released"][0]["what"] == path
         eventually("released", lambda: shown(second.pid) == INTERLEAVE)
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_each_crash_is_told_by_its_name(daemon: Daemon, group: Group, name: str) -> None:
+    daemon.drop("50-a.toml", policy(group.path))
+    run = (
+        "import ctypes, mmap, sys\n"
+        "def run(code):\n"
+        "    area = mmap.mmap(-1, 4096, prot=7); area.write(code)\n"
+        "    ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(area)))()\n"
+        "print(flush=True); sys.stdin.readline()\n"
+    )
+    with python(run + CRASHES[name]) as task:
+        path = procfs.executable(Root(), task.pid).path
+        group.take(task.pid)
+        eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+        crash(task, signal.Signals[name])
+
+        def why() -> str:
+            held = [hold["why"] for hold in daemon.status()["held"] if hold["what"] == path]
+            return "".join(held)
+
+        eventually("held", lambda: f"process {task.pid} died of {name}" in why())
 
 
 def test_a_death_long_after_or_by_other_signals_is_nobodys_fault(daemon: Daemon, group: Group) -> None:

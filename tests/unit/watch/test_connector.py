@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
 import time
@@ -19,6 +20,8 @@ from hetmemd.watch.hint import CrashHint, DumpHint, Hint, LostHint, TaskHint
 
 COMM = 0x200
 DEADLINE = 30.0
+CRASHES = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGSEGV, signal.SIGSYS)
+"""And no others: SIGKILL, SIGABRT and SIGFPE are the program's affair, or another's."""
 
 
 def event(kind: int, *numbers: int, ack: int = 0, when: int | None = None) -> bytes:
@@ -55,9 +58,9 @@ def test_the_filter_keeps_what_is_asked_for() -> None:
     receiver.setsockopt(socket.SOL_SOCKET, cn.SO_ATTACH_FILTER, program.option)
     receiver.setblocking(False)
     kept = [fork(2), fork(2, 3), execute(2), dump(2, 3), leave(2), leave(2, status=9), event(cn.NONE, 0, ack=5)]
-    kept += [leave(2, 3, status=number | dumped) for number in cn.FATAL for dumped in (0, 0x80)]
-    dropped = [leave(2, 3, status=number) for number in range(0x7F) if number not in cn.FATAL]
-    dropped += [leave(2, 3, status=number << 8) for number in cn.FATAL]
+    kept += [leave(2, 3, status=number | dumped) for number in CRASHES for dumped in (0, 0x80)]
+    dropped = [leave(2, 3, status=number) for number in range(0x7F) if number not in CRASHES]
+    dropped += [leave(2, 3, status=number << 8) for number in CRASHES]
     dropped += [event(COMM, 2, 2), event(0x4, 2, 2), event(0x80, 2, 2)]
     for message in [*kept, *dropped]:
         sender.send(message)
@@ -204,6 +207,22 @@ def test_a_batch_says_what_is_left_to_look_at(messages: list[bytes], hints: list
         # What the kernel counts stays as it is: events that it does not know of are no loss.
         await kernel.until(TaskHint(99, 99, "exec", 0))
         assert kernel.hints == [*hints, TaskHint(99, 99, "exec", 0)]
+        kernel.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", range(1, 65))
+def test_which_signals_are_crashes(number: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        kernel = await started(tmp_path)
+        for dumped in (0, 0x80):
+            kernel.end.send(leave(2 + dumped, status=number | dumped))
+        kernel.end.send(execute(99))
+        await kernel.until(TaskHint(99, 99, "exec", 0))
+        crashes = [hint for hint in kernel.hints if isinstance(hint, CrashHint)]
+        told = [CrashHint(2, number, False), CrashHint(2 + 0x80, number, True)]
+        assert crashes == (told if number in CRASHES else [])
         kernel.close()
 
     asyncio.run(main())
