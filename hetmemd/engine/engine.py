@@ -301,23 +301,19 @@ class Engine:
                 self._after(record, changed, hinted)
         except StuckError:
             if record is not None:
-                record.outcome, record.reason = Outcome.DEFERRED, "mmap-lock"
-                record.outcomes = frozenset({Outcome.DEFERRED})
-                self._tally.application(record.outcome, record.reason)
+                self._know_nothing(record, Outcome.DEFERRED, "mmap-lock")
                 self._after(record, False, None)
         except OSError as error:
             if libc.is_gone(error):
                 self._forget(pid)
             elif record is not None:
-                record.outcome, record.reason = Outcome.REFUSED, "unreadable"
-                self._tally.application(record.outcome, record.reason)
+                self._know_nothing(record, Outcome.REFUSED, "unreadable")
                 record.acted = str(error)
         except Exception:
             # A failure concerns its task: the rest of the machine is still served.
             log.exception("looking at process %d failed", pid)
             if record is not None:
-                record.outcome, record.reason = Outcome.REFUSED, "internal-error"
-                self._tally.application(record.outcome, record.reason)
+                self._know_nothing(record, Outcome.REFUSED, "internal-error")
         finally:
             self._looks.pop(pid, None)
             self.changed.set()
@@ -325,6 +321,12 @@ class Engine:
             self._again.discard(pid)
             self._look(pid, hinted)
         return record
+
+    def _know_nothing(self, record: Record, outcome: Outcome, reason: str) -> None:
+        """A look came to nothing: what an earlier one found does not hold on, or pages would be moved by it."""
+        record.outcome, record.reason = outcome, reason
+        record.outcomes, record.reasons = frozenset({outcome}), frozenset({reason})
+        self._tally.application(outcome, reason)
 
     def _record(self, pid: int) -> Record | None:
         """The record of a process that concerns us, made or brought up to date; None for one that does not."""
