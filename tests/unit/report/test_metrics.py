@@ -20,7 +20,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import hetmemd
-from hetmemd.remote.result import Outcome
+from hetmemd import service
+from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.kernel.procfs import ProcessId
+from hetmemd.remote.result import Outcome, ThreadResult
 from hetmemd.report import metrics
 from hetmemd.report.metrics import DECLARATIONS, Metrics, Moment, named_cgroups
 from hetmemd.report.publish import Publisher
@@ -169,6 +172,38 @@ def test_every_reason_that_is_ever_given_is_counted_from_zero() -> None:
     text = scrape(None)
     for outcome, reason in given:
         assert value(text, "hetmemd_application_failures_total", outcome=outcome, reason=reason) == 0
+
+
+SELDOM = [
+    (Outcome.DEFERRED, "mmap-lock"),
+    (Outcome.DEFERRED, "sigsys-blocked"),
+    (Outcome.DEFERRED, "stub"),
+    (Outcome.DEFERRED, "timeout"),
+    (Outcome.DEFERRED, "tracer-died"),
+    (Outcome.UNSTEERABLE, "stub-fault"),
+    (Outcome.UNSTEERABLE, "tampered"),
+    (Outcome.REFUSED, "internal-error"),
+    (Outcome.REFUSED, "kcmp"),
+    (Outcome.REFUSED, "permission"),
+    (Outcome.REFUSED, "readback"),
+    (Outcome.GONE, "executed"),
+]
+
+
+@pytest.mark.parametrize(("outcome", "reason"), SELDOM, ids=[reason for _, reason in SELDOM])
+def test_a_reason_that_no_act_is_easily_brought_to_is_counted(outcome: Outcome, reason: str) -> None:
+    """From zero, once for each thread, and for no other reason."""
+    counted = Tally()
+    before = samples(scrape(None, counted))
+    labels = {"outcome": outcome.value, "reason": reason}
+    assert value(scrape(None, counted), "hetmemd_application_failures_total", **labels) == 0
+    results = [ThreadResult(tid, outcome, reason, stops=1) for tid in (7, 8)]
+    service._Witness(counted).application("/a", "x", ProcessId(7, 1), DEFAULT, "a.toml:1", results)
+    after = samples(scrape(None, counted))
+    assert {key: count - before[key] for key, count in after.items() if count != before[key]} == {
+        ("hetmemd_application_failures_total", frozenset(labels.items())): 2,
+        ("hetmemd_applications_total", frozenset()): 2,
+    }
 
 
 def test_names_can_be_picked() -> None:
