@@ -283,6 +283,79 @@ def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
         assert verdict.strip() == "intact"
 
 
+def test_L3_pages_stay_where_they_are_when_their_policy_goes(group: Group) -> None:
+    child = Child(64, "small", group)
+    try:
+        file = drop("50-test.toml", policy(group.path))
+        eventually("the ratio holds", lambda: abs(far_share(child.pid) - 0.25) < 0.005)
+        eventually("it is seen", lambda: distance(group) < 0.02)
+        placed, moved = pages_by_node(child.pid), all_moved()
+        file.unlink()
+        eventually("the policy is gone", lambda: shown(child.pid) == "default")
+        scans = metrics()["hetmemd_scans_total"]
+        eventually("it is looked at again", lambda: metrics()["hetmemd_scans_total"] > scans)
+        assert (pages_by_node(child.pid), all_moved()) == (placed, moved)
+        assert child.intact()
+    finally:
+        child.close()
+
+
+def all_moved() -> float:
+    """Pages, from any node to any other."""
+    return sum(count for name, count in metrics().items() if name.startswith("hetmemd_moved_pages_total"))
+
+
+# All of its memory is new after each `exec`; `grow` takes as much again.
+RENEWING = """
+import mmap, os, sys
+kept = []
+def grow():
+    area = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    for place in range(0, len(area), 4096):
+        area[place] = 1
+    kept.append(area)
+    print(flush=True)
+grow()
+while line := os.read(0, 100):
+    if line == b"exec\\n":
+        os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[1]])
+    grow()
+"""
+
+
+def test_existing_once_is_once_until_an_exec(group: Group) -> None:
+    """New pages come by the kernel's table, in which the far node is never the heavier one as it is in this policy."""
+    wrong = 0.05
+    with running(
+        [sys.executable, "-c", RENEWING, RENEWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as popen:
+
+        def tell(line: bytes) -> None:
+            assert popen.stdin
+            popen.stdin.write(line)
+            assert popen.stdout
+            popen.stdout.readline()
+
+        assert popen.stdout
+        popen.stdout.readline()
+        group.take(popen.pid)
+        drop("50-test.toml", policy(group.path, more='existing = "once"\n', weights={0: 1, 1: 3}))
+        eventually("once", lambda: abs(far_share(popen.pid) - 0.75) < 0.02)
+        eventually("it is seen", lambda: distance(group) < 0.02)
+        moved = all_moved()
+        tell(b"grow\n")
+        measured_anew(group.path)
+        measured_anew(group.path)
+        assert distance(group) > wrong
+        assert all_moved() == moved
+        tell(b"exec\n")
+        assert 0.75 - far_share(popen.pid) > wrong
+        eventually("once more", lambda: abs(far_share(popen.pid) - 0.75) < 0.02)
+        assert all_moved() > moved
+        assert shown(popen.pid) == THREE_TO_ONE
+
+
 def test_no_page_is_moved_while_the_kill_switch_is_on(group: Group) -> None:
     """Not by a pass that would begin, though it is seen that pages lie wrong; nor by one that is under way."""
     child = Child(64, "small", group)
