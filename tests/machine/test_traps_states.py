@@ -16,9 +16,9 @@ import pytest
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.remote.result import Outcome
-from tests.machine.dying_tracer import SEIZED
+from tests.machine.dying_tracer import SEIZED, STOPPED
 from tests.machine.halted import Halted
-from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
+from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
 pytestmark = [
@@ -79,14 +79,23 @@ def test_frozen_by_cgroup_v2(reading: Target, trap: Trap) -> None:
     freeze(trap.cgroup.folder, False)
 
 
-@pytest.mark.parametrize("kind", ["no filter", "errno", "trap", "kill", "strict"])
-def test_frozen_between_the_look_and_the_act(built: Built, trap: Trap, kind: str) -> None:
-    """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
-    trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
+@pytest.fixture(params=["no filter", "errno", "trap", "kill", "strict"])
+def filtered(request: pytest.FixtureRequest, built: Built, trap: Trap) -> Iterator[Target]:
+    """As `reading`, under a seccomp filter of each kind that does not let it set a policy."""
+    kind: str = request.param
     command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
-    with Target(command) as target, Acting() as acting:
+    with Target(command) as target:
         target.expect("ready")
         target.wait_blocked()
+        yield target
+        assert target.finish() == "alive\n"
+
+
+def test_frozen_between_the_look_and_the_act(filtered: Target, trap: Trap) -> None:
+    """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
+    trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
+    target = filtered
+    with Acting() as acting:
         trap.cgroup.take(target.pid)
         halted = Halted(target, target.pid, SEIZED, limit=2.0)
         freeze(trap.cgroup.folder, True)
@@ -97,7 +106,6 @@ def test_frozen_between_the_look_and_the_act(built: Built, trap: Trap, kind: str
         # As if nothing had been, and it can be called as before.
         assert target.policy() == DEFAULT
         assert acting.one(target, BIND).outcome is Outcome.APPLIED
-        assert target.finish() == "alive\n"
 
 
 @pytest.fixture
@@ -137,17 +145,43 @@ def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None
     trap.lets_go(reading.pid)
 
 
-def test_frozen_by_cgroup_v1_between_the_look_and_the_act(reading: Target, freezer: Path) -> None:
-    """It never stops, and so nothing is done to it: the tracer is killed for that."""
-    halted = Halted(reading, reading.pid, SEIZED, limit=2.0)
-    freeze_v1(freezer, reading.pid)
+def test_frozen_by_cgroup_v1_between_the_look_and_the_act(filtered: Target, freezer: Path) -> None:
+    """It never stops, and so nothing is done to it: the tracer is killed for that. Whatever its filter would do to it
+    for the call, it was not suspended, as it is only from the stop on."""
+    halted = Halted(filtered, filtered.pid, SEIZED, limit=2.0)
+    freeze_v1(freezer, filtered.pid)
     assert halted.is_halted()
     halted.go_on()
     assert halted.said() == (Outcome.DEFERRED, "timeout")
-    thaw_v1(freezer, reading.pid)
-    assert reading.policy() == DEFAULT
+    thaw_v1(freezer, filtered.pid)
+    assert filtered.policy() == DEFAULT
     with Acting() as acting:
-        assert acting.one(reading, BIND).outcome is Outcome.APPLIED
+        assert acting.one(filtered, BIND).outcome is Outcome.APPLIED
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("no filter", 0), ("errno", 0), ("trap", 31), ("kill", 31), ("strict", 9)])
+def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str, ends: int) -> None:
+    """It does not come to its call, nor stop again, so that the tracer is killed; thawed, it makes the call by itself.
+
+    That is what the limits in the README say of a filter that is suspended for the call, here for as long as the thread
+    is frozen: with the tracer gone, a filter that ends whoever makes the call does so.
+    """
+    command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
+    with Target(command) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        halted = Halted(target, target.pid, STOPPED, limit=2.0)
+        freeze_v1(freezer, target.pid)
+        assert halted.is_halted()
+        halted.go_on()
+        assert halted.said() == (Outcome.DEFERRED, "timeout")
+        thaw_v1(freezer, target.pid)
+        if ends:
+            assert target.process.wait(HANG) == -ends
+            return
+        made = BIND if kind == "no filter" else DEFAULT
+        wait_until(lambda: target.policy() == made)
+        assert target.finish() == "alive\n"
 
 
 def test_zombies(trap: Trap) -> None:
