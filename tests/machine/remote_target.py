@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from hetmemd.kernel import procfs
+from hetmemd.kernel import procfs, vdso
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
@@ -129,6 +129,17 @@ class Target:
             return state == "Z" or (state == "S" and ROOT.read_text(f"/proc/{self.pid}/syscall")[:1].isdigit())
 
         wait_until(is_blocked)
+
+
+def padding_of(target: Target) -> tuple[range, bytes]:
+    """Of its vdso: where, and what is there."""
+    base, _ = vdso.address(ROOT.read_bytes(f"/proc/{target.pid}/auxv"))
+    fd = os.open(f"/proc/{target.pid}/mem", os.O_RDONLY)
+    try:
+        padding = vdso.describe(base, os.pread(fd, vdso.PAGE, base)).padding
+        return padding, os.pread(fd, len(padding), padding.start)
+    finally:
+        os.close(fd)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hetmemd.kernel import procfs, vdso
+from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.remote import target as remote_target
@@ -19,7 +19,7 @@ from hetmemd.remote.act import Actor
 from hetmemd.remote.result import Outcome
 from hetmemd.remote.target import Declined
 from tests.machine import dying_tracer
-from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
+from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, padding_of, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -69,17 +69,6 @@ def test_the_tid_of_another_process_is_not_touched(built: Built, acting: Acting)
         (result,) = acting.apply(target, INTERLEAVE, [other.pid])
         assert result.outcome is Outcome.GONE
         assert other.policy() == DEFAULT
-
-
-def padding_of(target: Target) -> tuple[range, bytes]:
-    """Of its vdso: where, and what is there."""
-    base, _ = vdso.address(ROOT.read_bytes(f"/proc/{target.pid}/auxv"))
-    fd = os.open(f"/proc/{target.pid}/mem", os.O_RDONLY)
-    try:
-        padding = vdso.describe(base, os.pread(fd, vdso.PAGE, base)).padding
-        return padding, os.pread(fd, len(padding), padding.start)
-    finally:
-        os.close(fd)
 
 
 def is_clean(target: Target) -> bool:
