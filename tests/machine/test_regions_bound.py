@@ -177,6 +177,18 @@ def test_min_age_keeps_regions_of_younger_processes_from_being_bound(daemon: Dae
         program.end()
 
 
+def test_min_region_keeps_small_regions_from_being_bound(daemon: Daemon, group: Group, program: Program) -> None:
+    """Of 64 KiB, between guards; the heap is larger, and so is what comes later."""
+    program.tell("grow")
+    assert (program.spans["anon"][1], program.spans["later-anon"][1]) == (64 << 10, 128 << 10)
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE + 'min_region = "100KiB"\n'))
+    eventually("the large ones are bound", lambda: program.all("heap", "later-anon") == {INTERLEAVE})
+    eventually("said", lambda: (daemon.explain(program.popen.pid)["task"] or {}).get("outcome") == "applied")
+    assert program.policies("anon") == {"default"}
+    daemon.drop("50-a.toml", policy(group.path, more=INCLUSIVE + 'min_region = "64KiB"\n'))
+    eventually("it is large enough", lambda: program.policies("anon") == {INTERLEAVE})
+
+
 def hetmemctl(*words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hetmemd.ctl.main", *words, "--socket", "/nowhere"]
     return subprocess.run(command, check=False, capture_output=True, text=True, user=user, cwd=CHECKOUT)
