@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,29 @@ def test_F3_files_that_come_change_and_go(daemon: Daemon, group: Group, task: Ta
     eventually("F2: its last good version holds", lambda: shown(task.pid) == "bind=static:0")
     file.unlink()
     eventually("L3: undone", lambda: shown(task.pid) == "default")
+
+
+def test_F3_SIGHUP_has_files_read_again_of_which_nobody_tells(tmp_path: Path, group: Group, task: Task) -> None:
+    daemon = Daemon(tmp_path)
+    settings = tmp_path / "etc/hetmemd.toml"
+    settings.write_text(settings.read_text().replace('"5s"', '"1h"'))
+    file = daemon.drop("50-a.toml", policy(group.path))
+    group.take(task.pid)
+    daemon.start()
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    other = tmp_path / "other.toml"
+    other.write_text(policy(group.path, "bind"))
+    # Of another file in its place the folder's watch does not tell, and no scan comes.
+    subprocess.run(["mount", "--bind", other, file], check=True)
+    try:
+        time.sleep(1.0)
+        assert shown(task.pid) == INTERLEAVE
+        assert daemon.popen
+        daemon.popen.send_signal(signal.SIGHUP)
+        eventually("the change holds", lambda: shown(task.pid) == "bind=static:0")
+    finally:
+        subprocess.run(["umount", file], check=True)
+        daemon.end()
 
 
 def test_T2_all_threads_and_children_of_a_busy_process_come_to_it(daemon: Daemon, group: Group) -> None:
@@ -108,6 +133,37 @@ def test_L1_L4_a_killed_daemon_knows_its_own(daemon: Daemon, group: Group, task:
     assert f"[{task.pid}]" not in daemon.journal.read_text().removeprefix(before)
     daemon.drop("50-a.toml", policy(group.path, "bind"))
     eventually("what it issued before is its own", lambda: shown(task.pid) == "bind=static:0")
+
+
+def test_L4_a_daemon_whose_ledger_is_lost_takes_what_it_finds_for_the_applications(
+    daemon: Daemon, group: Group, task: Task
+) -> None:
+    group.take(task.pid)
+    daemon.drop("50-a.toml", policy(group.path))
+    eventually("it holds", lambda: shown(task.pid) == INTERLEAVE)
+    daemon.stop()
+    before = daemon.journal.read_text()
+    for file in (daemon.folder / "run/hetmemd").glob("ledger.sqlite*"):
+        file.unlink()
+    daemon.start()
+
+    def said() -> tuple[str, str]:
+        told = daemon.explain(task.pid)["task"]
+        return told["outcome"], told["reason"]
+
+    eventually("L1: it is as it should be", lambda: said() == ("applied", ""))
+    assert f"[{task.pid}]" not in daemon.journal.read_text().removeprefix(before)
+    daemon.drop("50-a.toml", policy(group.path, "bind"))
+    eventually("T4: it is left", lambda: said() == ("foreign", "own-interleave"))
+    with running(["sleep", "10000"]) as other:
+        group.take(other.pid)
+        eventually("what has none is served", lambda: shown(other.pid) == "bind=static:0")
+        assert shown(task.pid) == INTERLEAVE
+        daemon.drop("50-a.toml", policy(group.path))
+        eventually("that is its own again", lambda: shown(other.pid) == INTERLEAVE)
+        daemon.drop("50-a.toml", policy(group.path, "bind"))
+        # No mark says so, but that value was issued by now.
+        eventually("and so is what shows the same", lambda: shown(task.pid) == "bind=static:0")
 
 
 def test_F2_a_broken_file_whose_last_good_version_is_lost_undoes_nothing(
