@@ -219,7 +219,7 @@ class Balancer:
             if now - record.settled_since > HEALED * self.interval:
                 # Others may take longer than a look to move pages back: one that finds them in place says little.
                 record.went_back = 0
-            if record.outcome is Outcome.APPLIED:
+            if _may_move(record):
                 record.settled_for = placement
 
     async def _is_settled(self, record: Record, tolerance: float) -> bool:
@@ -349,7 +349,7 @@ class Balancer:
 
     async def _finish(self, active: Pass) -> None:
         record = active.record
-        placement = record.placement
+        placement, effective = record.placement, self._effective(record.cgroup)
         record.left_misplaced = None
         await self._look_after(record)
         total = sum(record.bytes_by_node.values())
@@ -362,7 +362,9 @@ class Balancer:
         if active.moved:
             # A pass that found nothing to be moved says nothing of what became of the one before.
             record.last_moved, record.migrated = active.moved, self._migrated()
-        record.settled_for = placement
+        if effective and distance <= effective.handling.tolerance:
+            # Not before: right after its exec a process has next to nothing that could be moved.
+            record.settled_for = placement
         record.has_settled = True
         if active.moved or active.failed:
             now = record.distance if record.distance is not None else active.before

@@ -108,7 +108,7 @@ class Record:
     migrated: int = 0
     """Pages that anybody had moved on the machine when the last pass ended."""
     settled_for: Placement | None = None
-    """With `existing = "once"`: the placement for which the one pass was done."""
+    """With `existing = "once"`: the placement for which its pages were right once."""
 
     def renew(self) -> None:
         """Its address space or its placement is another: what was learned of its pages holds no more."""

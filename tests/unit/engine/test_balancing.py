@@ -192,14 +192,15 @@ def test_L6_memory_that_is_new_was_moved_back_by_nobody(tmp_path: Path) -> None:
 class Moving(Balancer):
     """All pages of its one process, this one, lie wrong however many steps its pass takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, existing: str = "rebalance") -> None:
         self.record = Record(
             procfs.identify(Root(), os.getpid()), "x", "/a", Placement(Mempolicy(Mode.BIND, frozenset({1})))
         )
         self.record.outcomes = frozenset({Outcome.APPLIED})
         # So large that no pass is over for its age.
         self.record.bytes_by_node = {0: 1 << 40}
-        effective = Effective("/a", "active", self.record.placement, Handling(), None, None, ())
+        handling = Handling(existing=existing)
+        effective = Effective("/a", "active", self.record.placement, handling, None, None, ())
         super().__init__(
             Root(),
             {self.record.process.pid: self.record},
@@ -213,17 +214,19 @@ class Moving(Balancer):
         self.interval = 0.01
         self.observes = False
         self.measured = self.steps = 0
+        self.distance = 1.0
+        self.comes_to_an_end = False
 
     async def _measure(
         self, record: Record, placement: Placement, effective: Effective
     ) -> tuple[Share, tuple[Span, ...]] | None:
         self.measured += 1
-        record.distance = 1.0
+        record.distance = self.distance
         return (lambda region: None), ()
 
     def _move(self, active: passes.Pass, allowed: int) -> StepResult | None:
         self.steps += 1
-        return StepResult(bytes_moved=4096, seconds=0.001)
+        return StepResult(bytes_moved=4096, seconds=0.001, done=self.comes_to_an_end)
 
     async def measures_and_moves_nothing(self) -> None:
         """From now on, but for a step that is under way."""
@@ -261,6 +264,50 @@ def test_a_pass_that_is_under_way_stops_at_the_kill_switch() -> None:
             await until(lambda: balancer.steps > steps)
 
         await while_it_runs(balancer, work)
+
+    asyncio.run(run())
+
+
+def test_existing_once_is_until_it_is_right_once() -> None:
+    """However many passes that takes: a process that has just executed a program has its memory still to fill."""
+
+    async def run() -> None:
+        balancer = Moving("once")
+        balancer.comes_to_an_end = True
+
+        async def passes_are_begun() -> int:
+            steps = balancer.steps
+            for _ in range(5):
+                await balancer._look(balancer.record)
+                for active in list(balancer._passes.values()):
+                    await balancer._step(active)
+            return balancer.steps - steps
+
+        assert await passes_are_begun() == 5
+        balancer.distance = 0.0
+        assert await passes_are_begun() == 0
+        balancer.distance = 1.0
+        assert await passes_are_begun() == 0, "it was right once"
+        balancer.record.renew()
+        assert await passes_are_begun() == 5
+        balancer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("found", [0.0, 0.5])
+def test_existing_once_is_over_with_a_pass_that_brings_it_there(found: float) -> None:
+    async def run() -> None:
+        balancer = Moving("once")
+        balancer.comes_to_an_end = True
+        await balancer._look(balancer.record)
+        (active,) = balancer._passes.values()
+        balancer.distance = found
+        await balancer._step(active)
+        balancer.distance = 1.0
+        await balancer._look(balancer.record)
+        assert len(balancer._passes) == (found > 0)
+        balancer.close()
 
     asyncio.run(run())
 
