@@ -23,6 +23,10 @@ PATIENCE = 120.0
 """Seconds after which something that does not come about is a failure; the guest is emulated, and slow in bursts."""
 
 
+MEASURED_SOON = 'measure_interval = "1s"'
+"""In the service's settings."""
+
+
 def eventually(what: str, done: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not done():

@@ -14,7 +14,7 @@ import pytest
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 from tests.guest.balanced import Held
-from tests.guest.daemon import Group, drop, eventually, measured_anew, metrics, policy, systemctl, told
+from tests.guest.daemon import MEASURED_SOON, Group, drop, eventually, measured_anew, metrics, policy, systemctl, told
 
 pytestmark = pytest.mark.lab
 ROOT = Root()
@@ -168,9 +168,11 @@ def test_L6_what_is_demoted_under_pressure_is_not_fetched_back_into_it(settings:
 
 @pytest.fixture
 def soon() -> Generator[None, None, None]:
-    """The service measures twenty times as often as it does by default: what goes to and fro shows sooner."""
+    """The service looks and measures many times as often as by default: what goes to and fro shows sooner."""
     before = SETTINGS.read_text()
-    SETTINGS.write_text('measure_interval = "0.5s"\n' + before)
+    soon = 'measure_interval = "0.5s"\nscan_interval = "1s"'
+    assert MEASURED_SOON in before
+    SETTINGS.write_text(before.replace(MEASURED_SOON, soon))
     systemctl("start", "hetmemd")
     systemctl("reload", "hetmemd")
     yield
@@ -220,7 +222,7 @@ def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest
                 each.communicate()
 
 
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("service", "soon")
 def test_L6_the_service_shows_who_else_moves_pages(settings: Callable[[Path, str], None]) -> None:
     settings(BALANCING, "3")
     settings(DEMOTION, "true")
