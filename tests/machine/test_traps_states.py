@@ -97,7 +97,7 @@ def test_frozen_between_the_look_and_the_act(filtered: Target, trap: Trap) -> No
     target = filtered
     with Acting() as acting:
         trap.cgroup.take(target.pid)
-        halted = Halted(target, target.pid, SEIZED, limit=2.0)
+        halted = Halted(target, target.pid, SEIZED, limit=1.0)
         freeze(trap.cgroup.folder, True)
         assert halted.is_halted()
         halted.go_on()
@@ -148,7 +148,7 @@ def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None
 def test_frozen_by_cgroup_v1_between_the_look_and_the_act(filtered: Target, freezer: Path) -> None:
     """It never stops, and so nothing is done to it: the tracer is killed for that. Whatever its filter would do to it
     for the call, it was not suspended, as it is only from the stop on."""
-    halted = Halted(filtered, filtered.pid, SEIZED, limit=2.0)
+    halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
     freeze_v1(freezer, filtered.pid)
     assert halted.is_halted()
     halted.go_on()
@@ -170,7 +170,7 @@ def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str
     with Target(command) as target:
         target.expect("ready")
         target.wait_blocked()
-        halted = Halted(target, target.pid, STOPPED, limit=2.0)
+        halted = Halted(target, target.pid, STOPPED, limit=1.0)
         freeze_v1(freezer, target.pid)
         assert halted.is_halted()
         halted.go_on()
