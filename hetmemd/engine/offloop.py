@@ -63,9 +63,12 @@ class OffLoop:
             raise
         # A thread that is stuck keeps its turn until it comes back.
         future.add_done_callback(lambda _: self._come_back(loop))
+        awaited = asyncio.wrap_future(future)
+        # What comes of a call whose caller was cancelled, or has given up, is nobody's business.
+        awaited.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(self._seconds if seconds is None else seconds):
-                return await asyncio.shield(asyncio.wrap_future(future))
+                return await asyncio.shield(awaited)
         except TimeoutError:
             if future.done():
                 return future.result()

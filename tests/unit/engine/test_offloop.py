@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -31,6 +32,31 @@ def test_results_and_exceptions_come_back() -> None:
         threads.close()
 
     asyncio.run(run())
+
+
+def test_what_fails_after_its_caller_was_cancelled_is_not_complained_of(lock: threading.Event) -> None:
+    complaints: list[dict[str, object]] = []
+
+    def fail() -> None:
+        lock.wait()
+        raise ProcessLookupError
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        threads = OffLoop("t", 1, 30.0)
+        caller = asyncio.create_task(threads.call("a", fail))
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        lock.set()
+        assert await threads.call("b", lambda: 1) == 1, "after that one, in the only thread"
+        await asyncio.sleep(0.01)
+        gc.collect()
+        threads.close()
+
+    asyncio.run(run())
+    assert not complaints
 
 
 def test_a_stuck_call_costs_its_own_process_and_nobody_else(lock: threading.Event) -> None:
