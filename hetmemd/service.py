@@ -278,7 +278,7 @@ class Service:
         self._notifier.reloading()
         try:
             self._reload(forced=True)
-            self._engine.reload()
+            self._engine.rescan()
             journal.reloaded()
         finally:
             # systemd waits for it, and ends a service that never says it.

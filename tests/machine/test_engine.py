@@ -65,9 +65,11 @@ def test_F3_SIGHUP_has_files_read_again_of_which_nobody_tells(tmp_path: Path, gr
     try:
         time.sleep(1.0)
         assert shown(task.pid) == INTERLEAVE
+        scans = daemon.metric("scans_total")
         assert daemon.popen
         daemon.popen.send_signal(signal.SIGHUP)
         eventually("the change holds", lambda: shown(task.pid) == "bind=static:0")
+        eventually("all is looked at", lambda: daemon.metric("scans_total") > scans)
     finally:
         subprocess.run(["umount", file], check=True)
         daemon.end()
