@@ -212,7 +212,7 @@ def _fraction(value: Any) -> float:
 
 
 def _share(value: Any) -> float:
-    if not (share := _fraction(value)) >= 0.001:
+    if (share := _fraction(value)) < 0.001:
         raise ValueError(f"from 0.001 to 1, not {shown(value)}")
     return share
 

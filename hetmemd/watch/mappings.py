@@ -48,7 +48,7 @@ class MappingsSource(Source):
         self._pids: Collection[int] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._rest = 0.0
-        self._woke = 0.0
+        self._woke = self._compared = 0.0
 
     def start(self) -> None:
         """See whether it can be opened. Returns with the source up, asleep, or down with a note."""
@@ -82,7 +82,7 @@ class MappingsSource(Source):
         self._mappings = self._opened()
         if self._mappings:
             self.note = ""
-            self._woke = self._loop.time()
+            self._woke = self._compared = self._loop.time()
             self._later(PACE, self._take)
         self.changed()
 
@@ -94,12 +94,21 @@ class MappingsSource(Source):
         self.events += count
         if lost:
             self._sleep()
-        elif self._loop.time() - self._woke > LAST_REST and self._mappings.cpus != online(self._root):
+        elif self._has_other_processors():
             self._mappings.close()
             self._follow()
         else:
             self._later(max(PACE, COST * took), self._take)
         self.tell([RegionsHint(pid, at / 1e9) for pid, at in mapped.items() if pid in self._pids])
+
+    def _has_other_processors(self) -> bool:
+        """Looked at now and then: each look reads a file."""
+        assert self._mappings
+        now = self._loop.time()
+        if now - self._compared < LAST_REST:
+            return False
+        self._compared = now
+        return self._mappings.cpus != online(self._root)
 
     def _sleep(self) -> None:
         """It is no matter for a scan: all that is wanted is looked at soon in any case."""
