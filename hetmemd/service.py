@@ -316,7 +316,8 @@ class Service:
         self._metrics.label_limit = found.cgroup_label_limit
         self._brakes.configure(found.brakes)
         self._balancer.interval = found.measure_interval
-        self._balancer.share = found.moving_share
+        self._balancer.moving_share = found.moving_share
+        self._balancer.measuring_share = found.measuring_share
         self._budgets.configure(GLOBAL, found.rate, found.burst or found.rate)
         if self._world.defaults != found.defaults:
             self._world.defaults = found.defaults

@@ -68,6 +68,8 @@ class Settings:
     burst: int | None = None
     moving_share: float = 0.1
     """The most of a process's time in which its pages are looked at and moved."""
+    measuring_share: float = 0.01
+    """The most of a process's time in which its pages are counted."""
     defaults: Handling = field(default_factory=Handling)
     """Handling keys that no policy on the way to the root has (I4)."""
     kernel: Kernel = field(default_factory=Kernel)
@@ -319,6 +321,7 @@ _KEYS: Mapping[str, Reader | None] = {
     "rate": _rate,
     "burst": _burst,
     "moving_share": _share,
+    "measuring_share": _share,
     "observe": _flag,
     "on_stop": _word("keep", "restore"),
     "scan_interval": _seconds(1),

@@ -94,8 +94,10 @@ class Balancer:
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
-        self.share = 0.1
+        self.moving_share = 0.1
         """Of a process's time, in which its pages may be looked at and moved."""
+        self.measuring_share = 0.01
+        """Of it, and so of one core, in which they may be counted."""
         self.sampled_from = 0.1
         """Seconds: a process whose exact measurement takes longer is sampled in between."""
         self._chance = np.random.default_rng()
@@ -310,7 +312,7 @@ class Balancer:
             return
         active.moved += result.bytes_moved
         active.needs = max(result.needs, LEAST)
-        active.due = asyncio.get_running_loop().time() + result.rest(self.share)
+        active.due = asyncio.get_running_loop().time() + result.rest(self.moving_share)
         self._tally.cgroup_moved(record.cgroup, "holding" if record.has_settled else "converging", result.bytes_moved)
         for (source, target), (pages, size) in result.moved.items():
             self._tally.pages_moved(source, target, pages, size)
@@ -418,9 +420,8 @@ class Balancer:
             record.left_out["swapped"] = found.swapped
         record.distance = found.distance
         record.measured_at = time.time()
-        # A measurement must not cost more than a hundredth of one core.
         spent = time.monotonic() - begin
-        self._again(record, max(self.interval, 100 * spent))
+        self._again(record, max(self.interval, spent / self.measuring_share))
         by_target = {id(span.target) for span in found.spans}
         record.settled = Settled(found.spans) if spent > self.sampled_from and len(by_target) == 1 else None
         self._changed.set()

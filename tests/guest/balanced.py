@@ -52,7 +52,7 @@ class Held:
             asyncio.Event(),
         )
         self.balancer.interval = 0.5
-        self.balancer.share = 0.5
+        self.balancer.moving_share, self.balancer.measuring_share = 0.5, 0.1
         # One loop for all runs: the balancer's events belong to the first that waits for them.
         self._runner = asyncio.Runner()
 

@@ -38,7 +38,7 @@ SETTINGS = Path("/etc/hetmemd.toml")
 @pytest.fixture(scope="session", autouse=True)
 def as_fast_as_it_can() -> None:
     """Moving is ten times slower where processors are emulated, and nobody is to wait here for it or for a figure."""
-    quick = f"moving_share = 0.5\n{MEASURED_SOON}\n"
+    quick = f"moving_share = 0.5\nmeasuring_share = 0.1\n{MEASURED_SOON}\n"
     if not SETTINGS.read_text().startswith(quick):
         SETTINGS.write_text(quick + SETTINGS.read_text())
 

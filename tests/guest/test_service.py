@@ -273,7 +273,7 @@ def test_pages_of_a_process_reach_the_ratio_and_stay(group: Group) -> None:
         drop("50-test.toml", policy(group.path))
         group.take(popen.pid)
         eventually("the ratio holds", lambda: abs(far_share(popen.pid) - 0.25) < 0.005)
-        eventually("it is seen", lambda: distance(group) < 0.005)
+        comes_to_rest(group, 0.005)
         moved = moved_to_far() - before
         far = pages_by_node(popen.pid)[1]
         assert abs(moved - far) <= 0.005 * 65536, "each of them once"
@@ -288,7 +288,7 @@ def test_L3_pages_stay_where_they_are_when_their_policy_goes(group: Group) -> No
     try:
         file = drop("50-test.toml", policy(group.path))
         eventually("the ratio holds", lambda: abs(far_share(child.pid) - 0.25) < 0.005)
-        eventually("it is seen", lambda: distance(group) < 0.02)
+        comes_to_rest(group, 0.02)
         placed, moved = pages_by_node(child.pid), all_moved()
         file.unlink()
         eventually("the policy is gone", lambda: shown(child.pid) == "default")
@@ -298,6 +298,12 @@ def test_L3_pages_stay_where_they_are_when_their_policy_goes(group: Group) -> No
         assert child.intact()
     finally:
         child.close()
+
+
+def comes_to_rest(group: Group, tolerance: float) -> None:
+    """The ratio may hold before a pass is at its end. While its pages are being moved a process is not measured."""
+    measured_anew(group.path)
+    eventually("it is seen", lambda: distance(group) < tolerance)
 
 
 def all_moved() -> float:
@@ -357,14 +363,14 @@ def test_existing_once_is_once_until_an_exec(group: Group) -> None:
 
 def test_no_page_is_moved_while_the_kill_switch_is_on(group: Group) -> None:
     """Not by a pass that would begin, though it is seen that pages lie wrong; nor by one that is under way."""
-    child = Child(64, "small", group)
+    child = Child(32, "small", group)
     try:
         before = moved_to_far()
         drop("50-test.toml", policy(group.path, more='existing = "leave"\n'))
         eventually("the policy holds", lambda: outcome(group, child.pid) == "applied")
         OBSERVE.touch()
         eventually("on", lambda: metrics()["hetmemd_observing"] == 1)
-        # 16 MiB are to be moved: two at once, and then two every other second.
+        # 8 MiB are to be moved: two at once, and then two every other second.
         drop("50-test.toml", policy(group.path, more='rate = "1MiB/s"\nburst = "2MiB"\n'))
         measured_anew(group.path)
         measured_anew(group.path)
@@ -380,8 +386,9 @@ def test_no_page_is_moved_while_the_kill_switch_is_on(group: Group) -> None:
         assert far_share(child.pid) < 0.2, "the pass was not at its end by itself"
         measured_anew(group.path)
         assert moved_to_far() == moved
+        drop("50-test.toml", policy(group.path))
         OBSERVE.unlink()
-        eventually("the rest follows", lambda: abs(far_share(child.pid) - 0.25) < 0.005)
+        eventually("the rest follows", lambda: distance(group) <= 0.02)
         assert child.intact()
     finally:
         child.close()

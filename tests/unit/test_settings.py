@@ -107,6 +107,7 @@ tls_key = "/k"
         ("cgroup_label_limit = -1", "cgroup_label_limit"),
         ("moving_share = 0", "from 0.001 to 1"),
         ("moving_share = 2", "from 0 to 1"),
+        ("measuring_share = 0", "from 0.001 to 1"),
         ('on_stop = "kep"', "did you mean 'keep'?"),
         ('log_level = "loud"', "log_level"),
         ('tls_key = "/key"', "without tls_certificate"),

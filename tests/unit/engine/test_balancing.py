@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from hetmemd.engine import balancing, passes
+from hetmemd.engine import balancing, measuring, passes
 from hetmemd.engine.balancing import Balancer
 from hetmemd.engine.record import Record
 from hetmemd.kernel import procfs
@@ -21,6 +22,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine.topology import Machine
 from hetmemd.memory.budget import Budgets
+from hetmemd.memory.measure import Measurement
 from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.targets import Share, Span
 from hetmemd.policy.effective import Effective, Handling, Placement
@@ -515,6 +517,33 @@ def test_two_steps_at_once_do_not_spend_the_same(tmp_path: Path) -> None:
 
     asked: list[int] = []
     gate = threading.Event()
+    asyncio.run(run())
+
+
+def test_what_takes_long_to_measure_is_measured_less_often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def figures(*_: object) -> tuple[Share, Measurement]:
+        time.sleep(0.02)
+        return lambda _: None, Measurement({0: MIB}, {})
+
+    monkeypatch.setattr(measuring, "figures", figures)
+
+    async def run() -> None:
+        records = processes(["large"])
+        balancer = Slow(tmp_path, records)
+        balancer.interval, balancer.measuring_share = 0.1, 0.01
+        placement = records[1].placement
+        assert placement
+        effective = Effective("/a", "active", placement, Handling(), None, None, ())
+        records[1].measure_at = 1.0
+        begin = asyncio.get_running_loop().time()
+        assert await balancer._measure(records[1], placement, effective)
+        assert records[1].measure_at - begin >= 0.02 / 0.01
+        balancer.interval, balancer.measuring_share = 600.0, 1.0
+        begin = asyncio.get_running_loop().time()
+        assert await balancer._measure(records[1], placement, effective)
+        assert records[1].measure_at - begin >= 600.0
+        balancer.close()
+
     asyncio.run(run())
 
 
