@@ -148,6 +148,11 @@ def measured_anew(cgroup: str) -> None:
     eventually("measured anew", lambda: told("explain", cgroup)["measured_at"] > begin)
 
 
+def huge_pool(node: int) -> Path:
+    """Huge pages that a node keeps, to be set: each takes 2 MiB there, touched or not."""
+    return Path(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages")
+
+
 class Child:
     """memory_child.py, which fills its memory and knows at its end what it should contain."""
 

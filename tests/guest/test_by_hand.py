@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, policy
+from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, huge_pool, policy
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.lab
 SCALE = 64
 """4 MiB of memory in a region of 16 pages."""
-POOL = "/sys/devices/system/node/node{}/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 @pytest.fixture
@@ -132,8 +131,8 @@ def touching() -> Generator[Callable[[int, int], Touching], None, None]:
 
     def start(*pool: int) -> Touching:
         for node, count in enumerate(pool):
-            Path(POOL.format(node)).write_text(str(count))
-            assert Path(POOL.format(node)).read_text().strip() == str(count)
+            huge_pool(node).write_text(str(count))
+            assert huge_pool(node).read_text().strip() == str(count)
         started.append(Touching())
         return started[0]
 
@@ -141,7 +140,7 @@ def touching() -> Generator[Callable[[int, int], Touching], None, None]:
     for each in started:
         each.end()
     for node in (0, 1):
-        Path(POOL.format(node)).write_text("0")
+        huge_pool(node).write_text("0")
 
 
 def test_huge_pages_are_not_bound_to_where_there_are_none(touching: Callable[[int, int], Touching]) -> None:

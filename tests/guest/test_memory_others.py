@@ -14,11 +14,22 @@ import pytest
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.root import Root
 from tests.guest.balanced import Held
-from tests.guest.daemon import MEASURED_SOON, Group, drop, eventually, measured_anew, metrics, policy, systemctl, told
+from tests.guest.daemon import (
+    MEASURED_SOON,
+    Child,
+    Group,
+    drop,
+    eventually,
+    huge_pool,
+    measured_anew,
+    metrics,
+    policy,
+    systemctl,
+    told,
+)
 
 pytestmark = pytest.mark.lab
 ROOT = Root()
-HERE = Path(__file__).parent
 MIB = 1 << 20
 BOTH = frozenset({0, 1})
 BALANCING = Path("/proc/sys/kernel/numa_balancing")
@@ -79,21 +90,27 @@ def balance_fast(settings: Callable[[Path, str], None]) -> None:
     settings(KNOBS / "scan_period_max_ms", "400")
 
 
-def fill_node_0() -> subprocess.Popen[str]:
-    """Takes more than is free there, so that something has to go."""
+@contextlib.contextmanager
+def pressure_on_node_0() -> Iterator[None]:
+    """More is taken than is free there, so that something has to go."""
     # What earlier tests read would count as room.
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
-    free = int(ROOT.read_text("/sys/devices/system/node/node0/meminfo").split("MemFree:")[1].split()[0]) >> 10
-    ballast = subprocess.Popen(
-        ["numactl", "--membind=0", sys.executable, str(HERE / "memory_child.py"), str(free + 8), "ballast"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert ballast.stdout
-    assert ballast.stdout.readline()
-    return ballast
+    # Most of it without being touched: that takes long where processors are emulated.
+    huge_pool(0).write_text(str((free_on_node_0() - 128) // 2))
+    try:
+        ballast = Child(free_on_node_0() + 8, "ballast", None, "--membind=0")
+        try:
+            yield
+        finally:
+            ballast.close()
+    finally:
+        huge_pool(0).write_text("0")
+
+
+def free_on_node_0() -> int:
+    """MiB."""
+    return int(ROOT.read_text("/sys/devices/system/node/node0/meminfo").split("MemFree:")[1].split()[0]) >> 10
 
 
 def test_L6_numa_balancing_and_rebalance_do_not_play_ping_pong(settings: Callable[[Path, str], None]) -> None:
@@ -135,33 +152,28 @@ def test_L6_what_is_demoted_under_pressure_is_not_fetched_back_into_it(settings:
     """bind to a node that is short of memory: the kernel demotes, and nothing is moved back until there is room."""
     settings(DEMOTION, "true")
     idle = start("64", "once")
-    ballast = None
     held = None
     kills, demoted = vmstat("oom_kill"), vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct")
     try:
         held = Held(idle.pid, Mempolicy(Mode.BIND, frozenset({0}), Flag.STATIC_NODES), {})
         record = held.record
-        ballast = fill_node_0()
-        assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
-        assert held.run(lambda: record.bytes_by_node.get(1, 0) > MIB, 60.0), str(held)
 
         def refused() -> int:
             return held.tally.totals().failed_pages_by_reason.get("node-full", 0)
 
-        assert held.run(lambda: refused() > 0, 90.0), str(held)
-        held.run(lambda: False, 5.0)
-        # What room the kernel makes above the reserve may be used once; no more than that goes to and fro.
-        assert held.moved <= 16 * MIB
-        ballast.kill()
-        ballast.communicate()
+        with pressure_on_node_0():
+            assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
+            assert held.run(lambda: record.bytes_by_node.get(1, 0) > MIB, 60.0), str(held)
+            assert held.run(lambda: refused() > 0, 90.0), str(held)
+            held.run(lambda: False, 5.0)
+            # What room the kernel makes above the reserve may be used once; no more than that goes to and fro.
+            assert held.moved <= 16 * MIB
         record.measure_at = 0.0
         assert held.run(lambda: (record.distance or 0.0) <= 0.02, 60.0), str(held)
         assert vmstat("oom_kill") == kills
     finally:
-        for popen in (idle, ballast):
-            if popen:
-                popen.kill()
-                popen.communicate()
+        idle.kill()
+        idle.communicate()
         if held:
             held.close()
 
@@ -191,7 +203,6 @@ def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest
     settings(DEMOTION, "true")
     size = 48 * MIB
     popen = start("48")
-    ballast = None
     kills, demoted = vmstat("oom_kill"), vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct")
     before = moved()
     try:
@@ -203,23 +214,19 @@ def test_L6_beside_numa_balancing_and_demotion_at_once_the_service_comes_to_rest
         for _ in range(4):
             measured_anew(group.path)
         assert moved() - reached <= MIB, "with room it comes to rest"
-        ballast = fill_node_0()
-        assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
-        for _ in range(4):
-            measured_anew(group.path)
-        # What was demoted may be fetched back where the kernel makes room above the reserve; not again and again.
-        pressed = moved()
-        assert pressed - reached <= size
-        ballast.kill()
-        ballast.communicate()
+        with pressure_on_node_0():
+            assert vmstat("pgdemote_kswapd") + vmstat("pgdemote_direct") > demoted, "nothing was demoted"
+            for _ in range(4):
+                measured_anew(group.path)
+            # What was demoted may be fetched back where the kernel makes room above the reserve; not again and again.
+            pressed = moved()
+            assert pressed - reached <= size
         eventually("the ratio holds again", lambda: distance(group) <= 0.02)
         assert moved() - pressed <= size
         assert vmstat("oom_kill") == kills
     finally:
-        for each in (popen, ballast):
-            if each:
-                each.kill()
-                each.communicate()
+        popen.kill()
+        popen.communicate()
 
 
 @pytest.mark.usefixtures("service", "soon")

@@ -20,6 +20,7 @@ from hetmemd.kernel.root import Root
 from hetmemd.memory import headroom, measure, plan, targets
 from hetmemd.memory.rebalance import ProcessPass, StepResult
 from hetmemd.memory.sharers import Sharers
+from tests.guest.daemon import huge_pool
 
 pytestmark = pytest.mark.lab
 ROOT = Root()
@@ -27,7 +28,7 @@ PATIENCE = 240.0
 HERE = Path(__file__).parent
 AWAY = plan.within([1])
 KSM = Path("/sys/kernel/mm/ksm")
-POOL = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages")
+POOL = huge_pool(0)
 
 
 def run(mover: ProcessPass) -> tuple[list[StepResult], Counter[str]]:

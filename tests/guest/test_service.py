@@ -293,6 +293,7 @@ def test_L3_pages_stay_where_they_are_when_their_policy_goes(group: Group) -> No
         file.unlink()
         eventually("the policy is gone", lambda: shown(child.pid) == "default")
         scans = metrics()["hetmemd_scans_total"]
+        systemctl("reload", "hetmemd")
         eventually("it is looked at again", lambda: metrics()["hetmemd_scans_total"] > scans)
         assert (pages_by_node(child.pid), all_moved()) == (placed, moved)
         assert child.intact()
