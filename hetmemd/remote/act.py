@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from hetmemd.kernel import libc, ptrace
@@ -96,6 +96,8 @@ class Actor:
         self._until = 0.0
         self.stops = 0
         """How often the last act has stopped the thread, or may have."""
+        self.say_overdue: Callable[[bool], None] = lambda overdue: None
+        """Told when a thread was sent to its call and does not come to it, and when it has after all."""
         self._options = ptrace.O_TRACESYSGOOD
         if suspends_seccomp:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
@@ -338,13 +340,9 @@ class Actor:
         """
         tampered = overdue = False
         while True:
-            while stop is None:
-                stop = wait_or_signal(held.tid)
-                if stop is None and time.monotonic() > self._until:
-                    # It does not come to its call, frozen for instance. It is not left to make it by itself later: a
-                    # seccomp filter that is suspended now could end it then.
-                    overdue = True
-                    ptrace.interrupt(held.tid)
+            if stop is None:
+                stop, was_overdue = self._stop_of(held.tid)
+                overdue |= was_overdue
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
                 if syscall_stops == 1 and not held.asks_for(to.changes):
@@ -362,6 +360,25 @@ class Actor:
                 return held.result()
             ptrace.resume_to_syscall(held.tid)
             stop = None
+
+    def _stop_of(self, tid: int) -> tuple[ptrace.Stop, bool]:
+        """The next stop of a thread that is in the stub, and whether it had to be asked for.
+
+        One that does not come to its call, frozen for instance, is not left to make it by itself later: a seccomp
+        filter that is suspended now could end it then.
+        """
+        overdue = False
+        try:
+            while (stop := wait_or_signal(tid)) is None:
+                if time.monotonic() > self._until:
+                    if not overdue:
+                        overdue = True
+                        self.say_overdue(True)
+                    ptrace.interrupt(tid)
+            return stop, overdue
+        finally:
+            if overdue:
+                self.say_overdue(False)
 
     def _let_go(self, course: Course, held: Held, room: Slot, reached: Reached) -> None:
         """A thread whose call is over, but not put back as usual."""

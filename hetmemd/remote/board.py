@@ -1,5 +1,5 @@
-"""Memory that the daemon and the tracer share: results as they come, which thread is being acted on, and whether others
-wait for the tracer.
+"""Memory that the daemon and the tracer share: results as they come, which thread is being acted on, and what else
+either has to know of the other.
 
 Results could go through the socket one by one, but each would wake the daemon, which then competes for a processor
 with the tracer while that holds a thread. What stands here survives the tracer.
@@ -19,6 +19,7 @@ _SIZE = 1 << 20
 """Far more than the results of one request take; only pages that are used exist."""
 _HEADER = struct.Struct("<qqq")  # acting, steps, used
 _OTHERS_AT = _HEADER.size
+_OVERDUE_AT = _OTHERS_AT + 1
 _ROWS_AT = _OTHERS_AT + 8
 
 
@@ -42,6 +43,7 @@ class Board:
     def clear(self) -> None:
         """Before each request, on the daemon's side and then on the tracer's."""
         self._acting, self._used = 0, 0
+        self.say_overdue(False)
         self._tell()
 
     def _tell(self) -> None:
@@ -59,6 +61,14 @@ class Board:
 
     def others_wait(self) -> bool:
         return bool(self._memory[_OTHERS_AT])
+
+    def say_overdue(self, overdue: bool) -> None:
+        """On the tracer's side: whether the thread was sent to its call and does not come to it."""
+        self._memory[_OVERDUE_AT] = overdue
+
+    def is_overdue(self) -> bool:
+        """As said last: what a killed tracer said, too."""
+        return bool(self._memory[_OVERDUE_AT])
 
     def add(self, result: ThreadResult) -> None:
         """The thread is finished."""

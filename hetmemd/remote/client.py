@@ -1,6 +1,8 @@
 """The daemon's end of the tracer process: starts it, asks it, and kills it when it overstays.
 
-Killing it is safe at every moment: what a stopped thread needs to go on unharmed is in the thread's own memory.
+Killing it is safe at every moment: what a stopped thread needs to go on unharmed is in the thread's own memory. But a
+thread whose seccomp filter is suspended for a call that it does not come to is only safe as long as the tracer lives:
+that one is left to it, and another takes its place.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ CANDIDATES = 32
 """Threads of which one is to make calls."""
 ROUNDS = 16
 """How often new threads are looked for in one application; a later look goes on."""
+
+MOST_LEFT = 8
+"""Tracers that are left to a thread each, about 9 MB of memory. One more is killed: so many threads that were frozen by
+cgroup v1 in just the microseconds of their acts are not to be met with."""
 
 _START_SECONDS = 30.0
 _FRUITLESS_STARTS = 3
@@ -63,12 +69,15 @@ class Tracer:
         self._waiting = 0
         """How many wait for their turn."""
         self._child: subprocess.Popen[bytes] | None = None
+        self._left: list[subprocess.Popen[bytes]] = []
+        """Those that were left to a thread that they cannot let go."""
         self._connection: socket.socket | None = None
         self._board: Board | None = None
         self._fruitless = 0
         self._closed = False
+        self._was_started = False
         self.restarts = 0
-        """How often a tracer process was started in place of one that died or was killed."""
+        """How often a tracer process was started in place of one that died, was killed, or was left to a thread."""
 
     @property
     def pid(self) -> int | None:
@@ -253,13 +262,13 @@ class Tracer:
         except OSError:
             raise _Died("tracer-died") from None
         except _Died as died:
-            self._kill()
+            self._leave_or_kill(board)
             died.acting = board.read()[1]
             raise
         finally:
             if not finished:
                 # Also where the caller was cancelled: an answer to nobody would be taken for the next one's.
-                self._kill()
+                self._leave_or_kill(board)
             latest = board.read()[0]
             results |= {result.tid: result for result in latest}
             if latest:
@@ -285,8 +294,8 @@ class Tracer:
     async def _start(self) -> socket.socket:
         if self._closed:
             raise _Died("closed")
-        if self._child or self._fruitless:
-            self.restarts += 1
+        self.restarts += self._was_started
+        self._was_started = True
         self._fruitless += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -316,6 +325,14 @@ class Tracer:
             raise _Died("tracer-died")
         return ours
 
+    def _leave_or_kill(self, board: Board) -> None:
+        """It ends by itself when it is done with its thread: nobody is there any more to ask it for another."""
+        self._left = [child for child in self._left if child.poll() is None]
+        if self._child and self._child.poll() is None and board.is_overdue() and len(self._left) < MOST_LEFT:
+            self._left.append(self._child)
+            self._child = None
+        self._kill()
+
     def _kill(self) -> None:
         if self._connection:
             self._connection.close()
@@ -326,7 +343,7 @@ class Tracer:
             self._child.wait()
 
     def close(self) -> None:
-        """End the tracer process. A thread that it holds goes on unharmed."""
+        """End the tracer process. A thread that it holds goes on unharmed. Those that were left to a thread stay."""
         self._closed = True
         self._kill()
         self._child = None

@@ -79,6 +79,7 @@ class Tracer:
                 board.add(_declined(tid, declined))
             return
         try:
+            self.actor.say_overdue = lambda overdue: _say_overdue(board, overdue)
             work = _Work(self, self._root, target, request, board)
             if request.once:
                 work.once(request.tids)
@@ -315,6 +316,16 @@ def _content(head: bytes | int) -> bytes:
     raise Declined(Outcome.REFUSED, "permission", head)
 
 
+def _say_overdue(board: Board, overdue: bool) -> None:
+    """As long as a thread is, nothing may end this process: a filter that is suspended would end the thread."""
+    _die_with_the_daemon(not overdue)
+    board.say_overdue(overdue)
+
+
+def _die_with_the_daemon(dies: bool) -> None:
+    libc.syscall(_PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL if dies else 0)
+
+
 def _may_suspend_seccomp(root: Root) -> bool:
     """The right, no filter on ourselves, and a kernel that can (CONFIG_CHECKPOINT_RESTORE)."""
     status = procfs.status(root, os.getpid())
@@ -343,9 +354,10 @@ def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str, limit
     """Serve requests on the socket `descriptor` until the other end is closed.
 
     This process is killed when one thread takes `limit_seconds`: long before, a thread that does not come to its call
-    is let go.
+    is let go. Where it cannot be, for cgroup v1 has frozen it just then, this process is left to it until it can, even
+    beyond the daemon's end.
     """
-    libc.syscall(_PRCTL, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    _die_with_the_daemon(True)
     if os.getppid() != daemon:
         sys.exit(1)  # it died before it could be said that we die with it
     # A stop of the service reaches every process of it, and the daemon may still need us to undo what was done.

@@ -15,11 +15,13 @@ import pytest
 
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
+from hetmemd.remote import client
 from hetmemd.remote.result import Outcome
 from tests.conftest import HERE
+from tests.machine.daemon import Group, fresh_path
 from tests.machine.dying_tracer import SEIZED, STOPPED
 from tests.machine.halted import Halted
-from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
+from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
 pytestmark = [
@@ -30,10 +32,11 @@ pytestmark = [
 
 Built = Callable[..., Path]
 
-FILTERS = {"no filter": 0, "errno": 0, "trap": signal.SIGSYS, "kill": signal.SIGSYS, "strict": signal.SIGKILL}
-"""Of seccomp, that do not let a policy be set, and what a thread dies of that tries."""
-SOME = FILTERS if HERE is None else ("no filter", "kill")
-"""In guests, which are slow, the least and the most that a filter does."""
+FILTERS = ("no filter", "errno", "trap", "kill", "strict")
+"""Of seccomp, that do not let a policy be set."""
+LEAST_AND_MOST = ("no filter", "kill")
+SOME = FILTERS if HERE is None else LEAST_AND_MOST
+"""Guests are slow."""
 
 
 @pytest.fixture
@@ -97,21 +100,28 @@ def filtered(request: pytest.FixtureRequest, built: Built, trap: Trap) -> Iterat
         assert target.finish() == "alive\n"
 
 
-def test_frozen_between_the_look_and_the_act(filtered: Target, trap: Trap) -> None:
+@pytest.fixture
+def cgroup() -> Iterator[Group]:
+    """Of version 2, and of no policy."""
+    group = Group(fresh_path())
+    yield group
+    freeze(group.folder, False)
+    group.remove()
+
+
+def test_frozen_between_the_look_and_the_act(cgroup: Group, filtered: Target) -> None:
     """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
-    trap.daemon.drop("50-trap.toml", "")  # only the act itself is seen to here
-    target = filtered
+    cgroup.take(filtered.pid)
+    halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
+    freeze(cgroup.folder, True)
+    assert halted.is_halted()
+    halted.go_on()
+    assert halted.said() == (Outcome.DEFERRED, "timeout")
+    freeze(cgroup.folder, False)
+    # As if nothing had been, and it can be called as before.
+    assert filtered.policy() == DEFAULT
     with Acting() as acting:
-        trap.cgroup.take(target.pid)
-        halted = Halted(target, target.pid, SEIZED, limit=1.0)
-        freeze(trap.cgroup.folder, True)
-        assert halted.is_halted()
-        halted.go_on()
-        assert halted.said() == (Outcome.DEFERRED, "timeout")
-        freeze(trap.cgroup.folder, False)
-        # As if nothing had been, and it can be called as before.
-        assert target.policy() == DEFAULT
-        assert acting.one(target, BIND).outcome is Outcome.APPLIED
+        assert acting.one(filtered, BIND).outcome is Outcome.APPLIED
 
 
 @pytest.fixture
@@ -132,22 +142,22 @@ def freezer() -> Iterator[Path]:
         path.rmdir()
 
 
-def freeze_v1(folder: Path, pid: int) -> None:
+@contextlib.contextmanager
+def frozen_v1(folder: Path, pid: int) -> Iterator[None]:
     (folder / "cgroup.procs").write_text(str(pid))
     (folder / "freezer.state").write_text("FROZEN")
-    wait_until(lambda: (folder / "freezer.state").read_text() == "FROZEN\n")
-
-
-def thaw_v1(folder: Path, pid: int) -> None:
-    (folder / "freezer.state").write_text("THAWED")
-    (folder.parent / "cgroup.procs").write_text(str(pid))
+    try:
+        wait_until(lambda: (folder / "freezer.state").read_text() == "FROZEN\n")
+        yield
+    finally:
+        (folder / "freezer.state").write_text("THAWED")
+        (folder.parent / "cgroup.procs").write_text(str(pid))
 
 
 def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None:
-    freeze_v1(freezer, reading.pid)
-    trap.catches(reading.pid, Outcome.DEFERRED, "uninterruptible")
-    assert reading.policy() == DEFAULT
-    thaw_v1(freezer, reading.pid)
+    with frozen_v1(freezer, reading.pid):
+        trap.catches(reading.pid, Outcome.DEFERRED, "uninterruptible")
+        assert reading.policy() == DEFAULT
     trap.lets_go(reading.pid)
 
 
@@ -155,38 +165,52 @@ def test_frozen_by_cgroup_v1_between_the_look_and_the_act(filtered: Target, free
     """It never stops, and so nothing is done to it: the tracer is killed for that. Whatever its filter would do to it
     for the call, it was not suspended, as it is only from the stop on."""
     halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
-    freeze_v1(freezer, filtered.pid)
-    assert halted.is_halted()
-    halted.go_on()
-    assert halted.said() == (Outcome.DEFERRED, "timeout")
-    thaw_v1(freezer, filtered.pid)
+    with frozen_v1(freezer, filtered.pid):
+        assert halted.is_halted()
+        halted.go_on()
+        assert halted.said() == (Outcome.DEFERRED, "timeout")
     assert filtered.policy() == DEFAULT
     with Acting() as acting:
         assert acting.one(filtered, BIND).outcome is Outcome.APPLIED
 
 
-@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("kind", LEAST_AND_MOST)
 def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str) -> None:
-    """It does not come to its call, nor stop again, so that the tracer is killed; thawed, it makes the call by itself.
-
-    That is what the limits in the README say of a filter that is suspended for the call, here for as long as the thread
-    is frozen: with the tracer gone, a filter that ends whoever makes the call does so.
-    """
+    """It does not come to its call, nor stop again. With the tracer gone, a filter that ends whoever makes the call
+    would do so at the thaw: it is left to the thread until then, even by a daemon that ends, and takes it back."""
     command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
     with Target(command) as target:
         target.expect("ready")
         target.wait_blocked()
         halted = Halted(target, target.pid, STOPPED, limit=1.0)
-        freeze_v1(freezer, target.pid)
-        assert halted.is_halted()
-        halted.go_on()
-        assert halted.said() == (Outcome.DEFERRED, "timeout")
-        thaw_v1(freezer, target.pid)
-        if ends := FILTERS[kind]:
-            assert target.process.wait(HANG) == -ends
-            return
-        made = BIND if kind == "no filter" else DEFAULT
-        wait_until(lambda: target.policy() == made)
+        tracer = halted.pid
+        with frozen_v1(freezer, target.pid):
+            assert halted.is_halted()
+            halted.go_on()
+            assert halted.said() == (Outcome.DEFERRED, "timeout")
+            assert procfs.status(ROOT, target.pid)["TracerPid"] == str(tracer)
+            with Acting() as acting:  # another is there
+                assert acting.one(target, BIND).outcome is Outcome.DEFERRED
+        wait_until(lambda: procfs.stat(ROOT, tracer).state == "Z")
+        assert target.policy() == DEFAULT
+        with Acting() as acting:
+            assert acting.one(target, BIND).outcome is Outcome.APPLIED
+        assert target.finish() == "alive\n"
+
+
+def test_a_tracer_more_than_can_be_left_to_frozen_threads(
+    built: Built, freezer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed, and the thread makes its call by itself at the thaw."""
+    monkeypatch.setattr(client, "MOST_LEFT", 0)
+    with Target([built("family"), "read"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        halted = Halted(target, target.pid, STOPPED, limit=1.0)
+        with frozen_v1(freezer, target.pid):
+            halted.go_on()
+            assert halted.said() == (Outcome.DEFERRED, "timeout")
+        wait_until(lambda: target.policy() == BIND)
         assert target.finish() == "alive\n"
 
 
