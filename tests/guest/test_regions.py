@@ -1,6 +1,6 @@
 """Classes of memory where there are nodes to lie on: what a policy is about goes to the ratio, everything else stays.
 
-The issue's promise: with `["heap", "anon"]` no page of stack, code or files on a CPU-less node.
+With `["heap", "anon"]` no page of stack, code or files comes to lie on a CPU-less node.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import HERE
-from tests.guest.daemon import CGROUPS, Child, Group, drop, eventually, shown, told
+from tests.guest.daemon import CGROUPS, Child, Group, drop, eventually, metrics, shown, told
+from tests.running import running
 
 TWO = pytest.mark.lab(kernel="newest", topology="two-sockets")
 THREE = pytest.mark.lab(topology="dram+cxl+cxl")
@@ -118,3 +122,49 @@ def test_preferred_many_and_bind_on_the_expanders(group: Group) -> None:
         assert child.intact()
     finally:
         child.close()
+
+
+# Memory of which one page is touched at first, and all of it when a line comes.
+TOUCHED_LATER = """
+import ctypes, mmap, sys
+area = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+area[0] = 1
+print(f"{ctypes.addressof(ctypes.c_char.from_buffer(area)):x}", flush=True)
+for line in sys.stdin:
+    for place in range(0, len(area), 4096):
+        area[place] = 1
+    print(flush=True)
+"""
+
+
+@THREE
+@pytest.mark.parametrize("home", [1, 2])
+def test_new_pages_begin_at_the_home_node(group: Group, home: int) -> None:
+    """Whatever is nearest to the processor that touches them: 2 is no further than 1, and never the first without."""
+    command = [sys.executable, "-c", TOUCHED_LATER]
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
+        assert popen.stdin and popen.stdout
+        start = popen.stdout.readline().strip()
+
+        def region() -> str:
+            lines = Path(f"/proc/{popen.pid}/numa_maps").read_text().splitlines()
+            return next(line for line in lines if line.split()[0] == start)
+
+        bound = metrics()["hetmemd_regions_bound_total"]
+        group.take(popen.pid)
+        drop(
+            "50-test.toml",
+            written(
+                group.path, 'mode = "bind"', 'nodes = "cpuless"', f"home_node = {home}", 'memory = ["heap", "anon"]'
+            ),
+        )
+        # The home node comes after the policy, and is shown nowhere.
+        eventually("all is bound", lambda: metrics()["hetmemd_regions_bound_total"] > bound)
+        assert region().split()[1] == "bind=static:1-2"
+        popen.stdin.write("touch\n")
+        popen.stdin.flush()
+        popen.stdout.readline()
+        placed = {int(node): int(pages) for node, pages in re.findall(r" N(\d+)=(\d+)", region())}
+        # The first page of all may have been on node 0, and has moved to the nearest by now or not.
+        assert placed[home] >= 2047
