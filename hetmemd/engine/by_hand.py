@@ -264,7 +264,8 @@ def move(mover: ProcessPass, rate: int, stop: Callable[[], str], progress: Calla
             stopped = "the process is gone" if result.gone else ""
             break
         owed = moved / rate - (time.monotonic() - began)
-        # Left alone for as long as the step took, as by the daemon: half of the time is the process's own.
+        # Left alone for as long as the step took. Half of the time is the process's own: the daemon leaves it far more,
+        # but here somebody waits.
         time.sleep(max(owed, result.wait, result.seconds))
     return {
         "moved_bytes": moved,
