@@ -164,9 +164,10 @@ for line in sys.stdin:
     kept.append(area)
     print(base + PAGE, flush=True)
 """
-REGIONS = 50
-PAUSE = 0.4
-"""Seconds between two mappings: no process is read more often than four times a second."""
+REGIONS = 20
+SELDOM = 5.0
+"""Seconds between two of them: readings of a process that maps all the time are spaced, by 50 times what one takes, and
+that is some 40 ms where processors are emulated."""
 
 
 def shows_at(pid: int, address: int, policy: bytes) -> bool:
@@ -185,7 +186,7 @@ def regions(figures: Figures, rounds: int, home: Path, file: Path) -> None:
             popen.stdout.readline()
             move([popen.pid], home)
             for number in range(rounds + 1):
-                time.sleep(PAUSE)
+                time.sleep(SELDOM)
                 begin = time.perf_counter()
                 popen.stdin.write(b"\n")
                 popen.stdin.flush()
