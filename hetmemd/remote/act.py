@@ -97,7 +97,8 @@ class Actor:
         self.stops = 0
         """How often the last act has stopped the thread, or may have."""
         self.say_overdue: Callable[[bool], None] = lambda overdue: None
-        """Told when a thread was sent to its call and does not come to it, and when it has after all."""
+        """Told when a thread was sent to its call and does not come to it, and when it was let go after all."""
+        self._is_overdue = False
         self._options = ptrace.O_TRACESYSGOOD
         if suspends_seccomp:
             # For every thread: whether it has a filter may change until it stops, and without one it means nothing.
@@ -155,9 +156,18 @@ class Actor:
 
     def act(self, laid: Laid) -> Done:
         """Have the thread make the calls, in one stop: one of them at least. Raises `Declined`."""
-        results: list[int] = []
         self.stops = 0
         self._until = time.monotonic() + self._patience
+        try:
+            return self._act(laid)
+        finally:
+            # Not as soon as it stops: until it is let go its filter is suspended.
+            if self._is_overdue:
+                self._is_overdue = False
+                self.say_overdue(False)
+
+    def _act(self, laid: Laid) -> Done:
+        results: list[int] = []
         if not laid.is_foreseen or laid.room is not laid.target.room:
             # An act between has shown what can be foreseen now, or that the process runs another program.
             laid = self._anew(laid)
@@ -168,6 +178,9 @@ class Actor:
             except _Again:
                 if results:
                     return Done(results, time.perf_counter_ns() - begin)
+                if self._is_overdue:
+                    # Nobody may wait for it any more.
+                    raise Declined(Outcome.DEFERRED, "timeout") from None
                 if attempt % _ATTEMPTS_AT_ONCE == _ATTEMPTS_AT_ONCE - 1:
                     time.sleep(_BREATH)
             except ChildProcessError:
@@ -338,11 +351,10 @@ class Actor:
 
         At the entry of its call it is compared with what the thread was sent `to`.
         """
-        tampered = overdue = False
+        tampered = False
         while True:
             if stop is None:
-                stop, was_overdue = self._stop_of(held.tid)
-                overdue |= was_overdue
+                stop = self._stop_of(held.tid)
             if stop.signal == ptrace.SYSCALL_STOP:
                 syscall_stops += 1
                 if syscall_stops == 1 and not held.asks_for(to.changes):
@@ -350,7 +362,7 @@ class Actor:
                     held.skip()
             elif stop.event != ptrace.EVENT_STOP:
                 _let_go_for(held, stop)
-            elif overdue and syscall_stops == 0:
+            elif self._is_overdue and syscall_stops == 0:
                 held.release()
                 raise Declined(Outcome.DEFERRED, "timeout")
             if syscall_stops == 2:  # at its entry and at its exit
@@ -361,24 +373,19 @@ class Actor:
             ptrace.resume_to_syscall(held.tid)
             stop = None
 
-    def _stop_of(self, tid: int) -> tuple[ptrace.Stop, bool]:
-        """The next stop of a thread that is in the stub, and whether it had to be asked for.
+    def _stop_of(self, tid: int) -> ptrace.Stop:
+        """The next stop of a thread that is in the stub.
 
         One that does not come to its call, frozen for instance, is not left to make it by itself later: a seccomp
         filter that is suspended now could end it then.
         """
-        overdue = False
-        try:
-            while (stop := wait_or_signal(tid)) is None:
-                if time.monotonic() > self._until:
-                    if not overdue:
-                        overdue = True
-                        self.say_overdue(True)
-                    ptrace.interrupt(tid)
-            return stop, overdue
-        finally:
-            if overdue:
-                self.say_overdue(False)
+        while (stop := wait_or_signal(tid)) is None:
+            if time.monotonic() > self._until:
+                if not self._is_overdue:
+                    self._is_overdue = True
+                    self.say_overdue(True)
+                ptrace.interrupt(tid)
+        return stop
 
     def _let_go(self, course: Course, held: Held, room: Slot, reached: Reached) -> None:
         """A thread whose call is over, but not put back as usual."""

@@ -79,8 +79,8 @@ class Tracer:
                 board.add(_declined(tid, declined))
             return
         try:
-            self.actor.say_overdue = lambda overdue: _say_overdue(board, overdue)
             work = _Work(self, self._root, target, request, board)
+            self.actor.say_overdue = work.say_overdue
             if request.once:
                 work.once(request.tids)
             else:
@@ -113,13 +113,21 @@ class _Work:
         self._is_threaded = False
         self._look_seconds = 0.0
         """What the latest look took for each thread."""
+        self._was_overdue = False
+        """A thread was: nobody may wait for the others any more, and what they were to be given may have changed."""
+
+    def say_overdue(self, overdue: bool) -> None:
+        """As long as a thread is, nothing may end this process: a filter that is suspended would end the thread."""
+        self._was_overdue = True
+        _die_with_the_daemon(not overdue)
+        self._board.say_overdue(overdue)
 
     def once(self, tids: Sequence[int]) -> None:
-        """In the first thread that is possible."""
+        """In the first thread that is possible, up to one that is overdue."""
         for tid in tids:
             (result,) = self._do([tid])
             self._board.add(result)
-            if result.outcome is Outcome.APPLIED or self._objection:
+            if result.outcome is Outcome.APPLIED or self._objection or self._was_overdue:
                 return
 
     def each(self, tids: Sequence[int], begin: float) -> None:
@@ -134,7 +142,7 @@ class _Work:
             some, rest = rest[:count], rest[count:]
             for result in self._do(some):
                 self._board.add(result)
-                if self._is_over(begin):
+                if self._was_overdue or self._is_over(begin):
                     return
             # Under a filter that cannot be suspended a thread dies of the call: nothing may come between.
             count = self._several(AT_ONCE) if result.pause_ns and self._tracer.suspends_seccomp else 1
@@ -314,12 +322,6 @@ def _content(head: bytes | int) -> bytes:
     if libc.is_gone(OSError(head, "")):
         raise gone()
     raise Declined(Outcome.REFUSED, "permission", head)
-
-
-def _say_overdue(board: Board, overdue: bool) -> None:
-    """As long as a thread is, nothing may end this process: a filter that is suspended would end the thread."""
-    _die_with_the_daemon(not overdue)
-    board.say_overdue(overdue)
 
 
 def _die_with_the_daemon(dies: bool) -> None:

@@ -8,11 +8,16 @@ import signal
 import threading
 
 from hetmemd.kernel import procfs
+from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import Outcome, ThreadResult
 from tests.machine import dying_tracer
 from tests.machine.remote_target import BIND, ROOT, Acting, Target, wait_until
 
 WAITID = "247 "  # arch/x86/entry/syscalls/syscall_64.tbl
+
+
+def is_halted(tracer: Tracer) -> bool:
+    return bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T"
 
 
 class Halted:
@@ -33,7 +38,7 @@ class Halted:
         return self._tracer.pid or 0
 
     def is_halted(self) -> bool:
-        return bool(self._tracer.pid) and procfs.stat(ROOT, self.pid).state == "T"
+        return is_halted(self._tracer)
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

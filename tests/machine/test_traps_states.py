@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -15,12 +16,15 @@ import pytest
 
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT
-from hetmemd.remote import client
+from hetmemd.remote import client, wire
+from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import Outcome
+from hetmemd.remote.wire import Request
 from tests.conftest import HERE
+from tests.machine import dying_tracer
 from tests.machine.daemon import Group, fresh_path
 from tests.machine.dying_tracer import SEIZED, STOPPED
-from tests.machine.halted import Halted
+from tests.machine.halted import Halted, is_halted
 from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
@@ -196,6 +200,33 @@ def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str
         with Acting() as acting:
             assert acting.one(target, BIND).outcome is Outcome.APPLIED
         assert target.finish() == "alive\n"
+
+
+def test_a_tracer_that_was_left_to_a_thread_goes_on_with_no_other(built: Built, freezer: Path) -> None:
+    """What these were to call may not be wanted any more."""
+
+    async def scenario(target: Target, tracer: Tracer) -> int:
+        call, data = wire.set_mempolicy(BIND)
+        tids = tuple(procfs.tids(ROOT, target.pid))
+        request = Request(target.identity, tids, (call,), data, policy=None, once=True)
+        asking = asyncio.create_task(tracer._ask(request, {}))
+        while not is_halted(tracer):
+            await asyncio.sleep(0.001)
+        left = tracer.pid or 0
+        with frozen_v1(freezer, target.pid):
+            os.kill(left, signal.SIGCONT)
+            with pytest.raises(client._Died, match="timeout"):
+                await asking
+        return left
+
+    with Target([built("family"), "threads", "3"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, 1.0)) as tracer:
+            left = asyncio.run(scenario(target, tracer))
+            wait_until(lambda: procfs.stat(ROOT, left).state == "Z")
+        assert target.policies() == {DEFAULT}
+        assert target.finish() == "disturbed 0\n"
 
 
 def test_a_tracer_more_than_can_be_left_to_frozen_threads(
