@@ -469,7 +469,7 @@ class Service:
         return line + (f", {broken} broken files" if broken else "")
 
     def _spared(self) -> set[int]:
-        return {os.getpid(), *filter(None, [self._tracer.pid])}
+        return {os.getpid(), *self._tracer.pids}
 
 
 def _stamp(root: Root) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class Engine:
         spared: Callable[[], Iterable[int]],
         changed: asyncio.Event,
     ) -> None:
-        """`spared` gives the pids that are never touched besides init's: the daemon's own and its tracer's (T5).
+        """`spared` gives the pids that are never touched besides init's: the daemon's own and its tracers' (T5).
         `changed` is set when there is something new to publish."""
         self._root = root
         self._world = world

@@ -238,7 +238,7 @@ async def alone(
     )
 
     async def look(pid: int) -> Record | None:
-        if pid in (os.getpid(), tracer.pid):
+        if pid == os.getpid() or pid in tracer.pids:
             return None
         try:
             stat = procfs.stat(root, pid)

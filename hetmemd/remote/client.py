@@ -84,6 +84,12 @@ class Tracer:
         """Of the tracer process, None while there is none."""
         return self._child.pid if self._child else None
 
+    @property
+    def pids(self) -> set[int]:
+        """Of all tracer processes, those among them that were left to a thread."""
+        self._left = [child for child in self._left if child.poll() is None]
+        return {child.pid for child in (self._child, *self._left) if child}
+
     async def start(self) -> None:
         """Have the tracer process ready, so that the first act need not wait for an interpreter to start."""
         async with self._turn:
@@ -327,8 +333,8 @@ class Tracer:
 
     def _leave_or_kill(self, board: Board) -> None:
         """It ends by itself when it is done with its thread: nobody is there any more to ask it for another."""
-        self._left = [child for child in self._left if child.poll() is None]
-        if self._child and self._child.poll() is None and board.is_overdue() and len(self._left) < MOST_LEFT:
+        left = self.pids - {self.pid}
+        if self._child and self._child.poll() is None and board.is_overdue() and len(left) < MOST_LEFT:
             self._left.append(self._child)
             self._child = None
         self._kill()
@@ -343,9 +349,10 @@ class Tracer:
             self._child.wait()
 
     def close(self) -> None:
-        """End the tracer process. A thread that it holds goes on unharmed. Those that were left to a thread stay."""
+        """End the tracer process. A thread that it holds goes on unharmed. One that is to be left to a thread stays."""
         self._closed = True
-        self._kill()
+        if self._board:
+            self._leave_or_kill(self._board)
         self._child = None
 
 

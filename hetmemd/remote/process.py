@@ -119,6 +119,8 @@ class _Work:
     def say_overdue(self, overdue: bool) -> None:
         """As long as a thread is, nothing may end this process: a filter that is suspended would end the thread."""
         self._was_overdue = True
+        # Whoever reads what a command complains of would wait for a tracer that outlives it.
+        os.dup2(1, 2)
         _die_with_the_daemon(not overdue)
         self._board.say_overdue(overdue)
 
@@ -362,8 +364,9 @@ def main(descriptor: int, board_descriptor: int, daemon: int, prefix: str, limit
     _die_with_the_daemon(True)
     if os.getppid() != daemon:
         sys.exit(1)  # it died before it could be said that we die with it
-    # A stop of the service reaches every process of it, and the daemon may still need us to undo what was done.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # A stop of the service reaches every process of it, and the daemon may still need us to undo what was done. A key
+    # that ends or stops a command reaches us as well, and a thread that we hold is not to wait for that command.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(PermissionError):
         # Whenever this process waits for a processor, so does the thread that it holds.

@@ -182,10 +182,11 @@ def test_it_does_not_outlive_the_daemon() -> None:
 
 
 def test_it_ignores_what_stops_the_daemon(acting: Acting, reading: Target) -> None:
-    """systemd sends SIGTERM to every process of a service; policies may have to be given back after that."""
+    """systemd sends SIGTERM to every process of a service; policies may have to be given back after that. A terminal
+    sends its signals to all that a command has started."""
     acting.one(reading, INTERLEAVE)
     assert acting.tracer.pid
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         os.kill(acting.tracer.pid, number)
     assert acting.one(reading, BIND).outcome is Outcome.APPLIED
     assert acting.tracer.restarts == 0

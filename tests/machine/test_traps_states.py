@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.machine import dying_tracer
 from tests.machine.daemon import Group, fresh_path
 from tests.machine.dying_tracer import SEIZED, STOPPED
 from tests.machine.halted import Halted, is_halted
-from tests.machine.remote_target import BIND, INTERLEAVE, ROOT, Acting, Target, wait_until
+from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
 pytestmark = [
@@ -227,6 +228,58 @@ def test_a_tracer_that_was_left_to_a_thread_goes_on_with_no_other(built: Built, 
             wait_until(lambda: procfs.stat(ROOT, left).state == "Z")
         assert target.policies() == {DEFAULT}
         assert target.finish() == "disturbed 0\n"
+
+
+ASKING = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from tests.machine import dying_tracer
+from tests.machine.halted import is_halted
+from tests.machine.remote_target import *
+async def ask(target, limit):
+    tracer = dying_tracer.make(dying_tracer.STOPPED, signal.SIGSTOP, limit)
+    asking = asyncio.create_task(tracer.apply(target, BIND, [target.pid]))
+    while not is_halted(tracer):
+        await asyncio.sleep(0.001)
+    print(tracer.pid, flush=True)
+    while not tracer._board.is_overdue():
+        await asyncio.sleep(0.001)
+    assert tracer.pids == {tracer.pid}
+    if limit > 1.0:
+        tracer.close()
+    else:
+        left = tracer.pid
+        await asking
+        assert tracer.pid is None and tracer.pids == {left}
+    print("left", flush=True)
+    signal.pause()
+asyncio.run(ask(procfs.identify(ROOT, int(sys.argv[2])), float(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("limit", [1.0, 4.0], ids=["overstays", "closed"])
+def test_a_tracer_that_is_left_to_a_thread_outlives_the_daemon(built: Built, freezer: Path, limit: float) -> None:
+    checkout = Path(__file__).parents[2]
+    with Target([built("filters"), "kill"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        with Target([sys.executable, "-c", ASKING, checkout, str(target.pid), str(limit)]) as daemon:
+            left = int(daemon.line())
+            handle = os.pidfd_open(left)
+            try:
+                with frozen_v1(freezer, target.pid):
+                    os.kill(left, signal.SIGCONT)
+                    daemon.expect("left")
+                    daemon.process.kill()
+                    daemon.process.wait()
+                    assert procfs.status(ROOT, target.pid)["TracerPid"] == str(left)
+                    # Nobody waits for the end of what it could write.
+                    assert ROOT.path(f"/proc/{left}/fd/2").resolve() == Path(os.devnull)
+                assert select.select([handle], [], [], HANG)[0], "still there"
+            finally:
+                os.close(handle)
+        assert target.policy() == DEFAULT
+        assert target.finish() == "alive\n"
 
 
 def test_a_tracer_more_than_can_be_left_to_frozen_threads(
