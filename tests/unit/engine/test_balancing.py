@@ -530,14 +530,14 @@ def test_what_takes_long_to_measure_is_measured_less_often(monkeypatch: pytest.M
     async def run() -> None:
         records = processes(["large"])
         balancer = Slow(tmp_path, records)
-        balancer.interval, balancer.measuring_share = 0.1, 0.01
+        balancer.interval, balancer.measuring_share = 0.1, 0.002
         placement = records[1].placement
         assert placement
         effective = Effective("/a", "active", placement, Handling(), None, None, ())
         records[1].measure_at = 1.0
         begin = asyncio.get_running_loop().time()
         assert await balancer._measure(records[1], placement, effective)
-        assert records[1].measure_at - begin >= 0.02 / 0.01
+        assert records[1].measure_at - begin >= 0.02 / 0.002
         balancer.interval, balancer.measuring_share = 600.0, 1.0
         begin = asyncio.get_running_loop().time()
         assert await balancer._measure(records[1], placement, effective)
