@@ -74,27 +74,31 @@ def test_stopped_by_job_control(reading: Target, trap: Trap) -> None:
     os.kill(reading.pid, signal.SIGCONT)
 
 
-def freeze(folder: Path, frozen: bool) -> None:
-    """A cgroup of version 2."""
-    (folder / "cgroup.freeze").write_text(str(int(frozen)))
-    wait_until(lambda: f"frozen {int(frozen)}" in (folder / "cgroup.events").read_text())
+@contextlib.contextmanager
+def frozen_v2(folder: Path) -> Iterator[None]:
+    def freeze(frozen: int) -> None:
+        (folder / "cgroup.freeze").write_text(str(frozen))
+        wait_until(lambda: f"frozen {frozen}" in (folder / "cgroup.events").read_text())
+
+    try:
+        freeze(1)
+        yield
+    finally:
+        freeze(0)
 
 
 def test_frozen_by_cgroup_v2(reading: Target, trap: Trap) -> None:
-    freeze(trap.cgroup.folder, True)
-    trap.catches(reading.pid, Outcome.DEFERRED, "frozen")
-    assert reading.policy() == DEFAULT
-    freeze(trap.cgroup.folder, False)
+    with frozen_v2(trap.cgroup.folder):
+        trap.catches(reading.pid, Outcome.DEFERRED, "frozen")
+        assert reading.policy() == DEFAULT
     trap.lets_go(reading.pid)
-    freeze(trap.cgroup.folder, True)
-    with Acting() as acting:
+    with frozen_v2(trap.cgroup.folder), Acting() as acting:
         # Nothing has to be done, so nothing stands in the way.
         assert acting.one(reading, GIVEN).outcome is Outcome.APPLIED
-    freeze(trap.cgroup.folder, False)
 
 
 @pytest.fixture(params=SOME)
-def filtered(request: pytest.FixtureRequest, built: Built, trap: Trap) -> Iterator[Target]:
+def filtered(request: pytest.FixtureRequest, built: Built) -> Iterator[Target]:
     """As `reading`, under a seccomp filter of each kind that does not let it set a policy."""
     kind: str = request.param
     command: list[str | Path] = [built("family"), "read"] if kind == "no filter" else [built("filters"), kind]
@@ -110,7 +114,6 @@ def cgroup() -> Iterator[Group]:
     """Of version 2, and of no policy."""
     group = Group(fresh_path())
     yield group
-    freeze(group.folder, False)
     group.remove()
 
 
@@ -118,11 +121,10 @@ def test_frozen_between_the_look_and_the_act(cgroup: Group, filtered: Target) ->
     """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
     cgroup.take(filtered.pid)
     halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
-    freeze(cgroup.folder, True)
-    assert halted.is_halted()
-    halted.go_on()
-    assert halted.said() == (Outcome.DEFERRED, "timeout")
-    freeze(cgroup.folder, False)
+    with frozen_v2(cgroup.folder):
+        assert halted.is_halted()
+        halted.go_on()
+        assert halted.said() == (Outcome.DEFERRED, "timeout")
     # As if nothing had been, and it can be called as before.
     assert filtered.policy() == DEFAULT
     with Acting() as acting:
