@@ -265,6 +265,13 @@ class Tracer:
             connection.send(wire.pack_request(request))
             await self._done(connection, board)
             finished = True
+        except asyncio.CancelledError:
+            # Nor is it killed for a caller that is gone while it may have sent a thread to its call: it is soon done.
+            board.say_others_wait(True)
+            with contextlib.suppress(_Died):
+                await self._done(connection, board)
+                finished = True
+            raise
         except OSError:
             raise _Died("tracer-died") from None
         except _Died as died:

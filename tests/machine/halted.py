@@ -20,6 +20,11 @@ def is_halted(tracer: Tracer) -> bool:
     return bool(tracer.pid) and procfs.stat(ROOT, tracer.pid or 0).state == "T"
 
 
+def waits(tracer: Tracer) -> bool:
+    """For the thread to stop."""
+    return ROOT.read_text(f"/proc/{tracer.pid}/syscall").startswith(WAITID)
+
+
 class Halted:
     def __init__(self, target: Target, tid: int, step: int, limit: float) -> None:
         """It is to give the thread BIND, and halts before that step of `dying_tracer`."""
@@ -44,8 +49,7 @@ class Halted:
         os.kill(self.pid, signal.SIGCONT)
 
     def waits(self) -> bool:
-        """For the thread to stop."""
-        return ROOT.read_text(f"/proc/{self.pid}/syscall").startswith(WAITID)
+        return waits(self._tracer)
 
     def said(self) -> tuple[Outcome, str]:
         self._act.join()

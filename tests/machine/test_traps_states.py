@@ -25,7 +25,7 @@ from tests.conftest import HERE
 from tests.machine import dying_tracer
 from tests.machine.daemon import Group, fresh_path
 from tests.machine.dying_tracer import SEIZED, STOPPED
-from tests.machine.halted import Halted, is_halted
+from tests.machine.halted import Halted, is_halted, waits
 from tests.machine.remote_target import BIND, HANG, INTERLEAVE, ROOT, Acting, Target, wait_until
 from tests.machine.trap import GIVEN, Trap
 
@@ -202,6 +202,31 @@ def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str
         assert target.policy() == DEFAULT
         with Acting() as acting:
             assert acting.one(target, BIND).outcome is Outcome.APPLIED
+        assert target.finish() == "alive\n"
+
+
+def test_frozen_by_cgroup_v1_amid_the_act_whose_caller_is_cancelled(built: Built, freezer: Path) -> None:
+    """As looks are at a stop of the daemon: the tracer is not killed before it can be seen that it is overdue."""
+
+    async def scenario(target: Target, tracer: Tracer) -> None:
+        asking = asyncio.create_task(tracer.apply(target.identity, BIND, [target.pid]))
+        while not is_halted(tracer):
+            await asyncio.sleep(0.001)
+        with frozen_v1(freezer, target.pid):
+            os.kill(tracer.pid or 0, signal.SIGCONT)
+            while not waits(tracer):
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    with Target([built("filters"), "kill"]) as target:
+        target.expect("ready")
+        target.wait_blocked()
+        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, 1.0)) as tracer:
+            asyncio.run(scenario(target, tracer))
+            wait_until(lambda: procfs.status(ROOT, target.pid)["TracerPid"] == "0")
+        assert target.policy() == DEFAULT
         assert target.finish() == "alive\n"
 
 
