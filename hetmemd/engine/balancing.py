@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 import numpy as np
 
 from hetmemd.engine import limits, measuring
-from hetmemd.engine.offloop import OffLoop, StuckError, patience
+from hetmemd.engine.offloop import OffLoop, StuckError, patience, priced
 from hetmemd.engine.passes import LEAST, Pass, longest_pass
 from hetmemd.engine.record import Record
 from hetmemd.kernel import libc, procfs, zoneinfo
@@ -397,13 +397,12 @@ class Balancer:
     ) -> tuple[Share, tuple[Span, ...]] | None:
         """What is held against which target, with the figures written into the record; None where there is no target
         or the figures could not be had."""
-        begin = time.monotonic()
         mappers = len(self._agreeing(record)) + 1 if effective.handling.shared == "move" else 0
         smallest = effective.handling.min_region
         try:
-            measured = await self._threads.call(
+            measured, spent = await self._threads.call(
                 record.process,
-                lambda: measuring.figures(self._root, record, placement, self._machine(), mappers, smallest),
+                priced(lambda: measuring.figures(self._root, record, placement, self._machine(), mappers, smallest)),
                 patience(self._root, record.process.pid),
             )
         except OSError as error:
@@ -420,7 +419,6 @@ class Balancer:
             record.left_out["swapped"] = found.swapped
         record.distance = found.distance
         record.measured_at = time.time()
-        spent = time.monotonic() - begin
         self._again(record, max(self.interval, spent / self.measuring_share))
         by_target = {id(span.target) for span in found.spans}
         record.settled = Settled(found.spans) if spent > self.sampled_from and len(by_target) == 1 else None

@@ -22,7 +22,7 @@ from hetmemd.engine.decide import FIRST_WAIT, FORGIVEN, STRIKES, UNDO, Mark, nod
 from hetmemd.engine.following import Following, State
 from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.ledger import Ledger, Span
-from hetmemd.engine.offloop import OffLoop, patience
+from hetmemd.engine.offloop import OffLoop, patience, priced
 from hetmemd.engine.record import Record, worst
 from hetmemd.engine.regionwise import (
     Asked,
@@ -176,19 +176,18 @@ class Binder:
         return changed
 
     async def _decide(self, record: Record, state: State, wish: Wish) -> Regionwise:
-        mapped_at, began = state.mapped_at, time.monotonic()
+        mapped_at = state.mapped_at
         earlier = mapped_at or state.read_at
         state.mapped_at, state.began = None, asyncio.get_running_loop().time()
         try:
-            decision, marks = await self._readers.call(
+            (decision, marks), state.cost = await self._readers.call(
                 record.process,
-                lambda: self._read(record, state, wish.asked),
+                priced(lambda: self._read(record, state, wish.asked)),
                 patience(self._root, record.process.pid),
             )
         except BaseException:
             state.mapped_at = mapped_at or state.began  # it is to be read again all the same
             raise
-        state.cost = time.monotonic() - began
         state.read_at = asyncio.get_running_loop().time()
         self._tally.region_read(state.cost)
         if state.decision is not None and earlier:

@@ -24,7 +24,7 @@ POLL = 0.25
 NET = 10.0
 """Seconds after which regions are read whatever the sign says."""
 COST = 50
-"""A reading that took so long is not repeated for that many times as long: 2 % of one core."""
+"""A reading is not repeated for that many times as long as it kept a processor busy: 2 % of one."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class State:
     began: float = 0.0
     """when that reading began, and"""
     cost: float = 0.0
-    """how many seconds it took."""
+    """how many seconds of a processor it took."""
     mapped_at: float | None = None
     """When the process mapped something since, the first time that is known."""
     homes: dict[tuple[int, int], int] = field(default_factory=dict)

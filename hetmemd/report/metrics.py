@@ -147,7 +147,7 @@ DECLARATIONS = _declare(
         "For regions that came later: from the last reading in which they were not, to the one that found them.",
     ),
     ("region_reads_total", "counter", "", "Readings of a process's regions."),
-    ("region_read_seconds_total", "counter", "", "Time spent in readings of regions."),
+    ("region_read_seconds_total", "counter", "", "Processor time of readings of regions."),
     ("moved_pages_total", "counter", "source_node target_node", "Pages moved between nodes, in base pages."),
     ("moved_bytes_total", "counter", "source_node target_node", "Bytes moved between nodes."),
     ("page_move_failures_total", "counter", "reason", "Pages that were to be moved and stayed, by reason."),
