@@ -112,7 +112,8 @@ class KernelTable:
             named = frozenset().union(*(nodes.numbers for nodes, _ in setting))
             if missing := named - now.weights.keys():
                 self._note(f"{SETTING}: there is no node {nodelist.format_list(missing)} on this machine")
-            return Table(explicit(setting, frozenset(now.weights), machine), None if now.auto is None else False)
+            given = explicit(setting, {node: node for node in now.weights}, machine)
+            return Table(given, None if now.auto is None else False)
         try:
             computed = weights.bandwidth(machine, machine.memory_nodes)
         except weights.NoFiguresError:

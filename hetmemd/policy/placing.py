@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hetmemd.kernel import nodelist
@@ -70,12 +70,19 @@ def _allowed(machine: Machine, confines: Confines) -> frozenset[int]:
     return machine.memory_nodes if confines.mems is None else confines.mems & machine.memory_nodes
 
 
+def _seats(places: frozenset[int], allowed: frozenset[int]) -> dict[int, int]:
+    """The node that each place stands for; none where no node is allowed."""
+    return {place: node for place in sorted(places) for node in fold(frozenset((place,)), allowed)}
+
+
 class _Placing:
     def __init__(self, request: Request, machine: Machine, confines: Confines, wall: frozenset[int] | None) -> None:
         self._request = request
         self._machine = machine
         self._confines = confines
         self._wall = wall
+        self._folded: Mapping[int, int] = {}
+        """Where relative nodes were folded for a wall's sake: the node that each place came to."""
         self._rules: list[str] = []
         self._notes: list[str] = []
 
@@ -97,7 +104,8 @@ class _Placing:
         if self._wall is None:
             return self.on(chosen, is_relative)
         if is_relative:
-            chosen = fold(chosen, _allowed(self._machine, self._confines))
+            self._folded = _seats(chosen, _allowed(self._machine, self._confines))
+            chosen = frozenset(self._folded.values())
             self._decided("I5", "relative nodes were folded onto the cpuset and are issued as static, as a wall stands")
         left = chosen & self._wall
         if not left:
@@ -144,15 +152,13 @@ class _Placing:
 
     def _weights(self, nodes: frozenset[int], is_relative: bool) -> dict[int, int]:
         given = self._request.weights
+        seats = _seats(nodes, self._seats()) if is_relative else {node: node for node in nodes}
         if not isinstance(given, str):
-            found = self._given_weights(given, nodes)
+            found = self._given_weights(given, seats)
             real = found
         else:
             compute = {"bandwidth": weights.bandwidth, "capacity": weights.capacity, "kernel": weights.kernel}[given]
             # Places in the cpuset have no bandwidth; the nodes they stand for now have.
-            seats = {
-                node: node if not is_relative else next(iter(fold(frozenset((node,)), self._seats()))) for node in nodes
-            }
             try:
                 real = compute(self._machine, frozenset(seats.values()))
             except weights.NoFiguresError as error:
@@ -168,15 +174,19 @@ class _Placing:
             raise _BlockedError("no node with memory is allowed", "I6")
         return allowed
 
-    def _given_weights(self, given: Sequence[tuple[NodeSet, int]], nodes: frozenset[int]) -> dict[int, int]:
-        """Every node needs a weight."""
+    def _given_weights(self, given: Sequence[tuple[NodeSet, int]], seats: Mapping[int, int]) -> dict[int, int]:
+        """Every node needs a weight. Those of relative nodes are by place, also where a wall has them folded."""
+        places = {place: node for place, node in self._folded.items() if node in seats} or seats
         try:
-            found = weighing.explicit(given, nodes, self._machine, self._confines.cpus)
+            found = weighing.explicit(given, places, self._machine, self._confines.cpus)
         except ValueError as error:
             raise _BlockedError(str(error)) from None
-        if missing := sorted(nodes - found.keys()):
+        if missing := sorted(places.keys() - found.keys()):
             raise _BlockedError(f"no weight is given for node {', '.join(map(str, missing))}")
-        return found
+        if places is seats:
+            return found
+        # As in Placement.shares(): where two places came to one node, the larger weight is its.
+        return {node: max(found[place] for place in places if places[place] == node) for node in sorted(seats)}
 
     def _compare_with_kernel(self, wanted: dict[int, int]) -> None:
         """What the kernel does by itself, said where it differs from what is asked for (L5)."""

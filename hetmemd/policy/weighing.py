@@ -1,8 +1,8 @@
-"""Explicit weights, by number and by selector, as the weight of each node. Pure."""
+"""Explicit weights, by number and by selector, as the weight of each node or place. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hetmemd.machine.topology import Machine
 from hetmemd.policy.faults import shown
@@ -10,20 +10,23 @@ from hetmemd.policy.nodes import NodeSet
 
 
 def explicit(
-    given: Sequence[tuple[NodeSet, int]], nodes: frozenset[int], machine: Machine, cpus: frozenset[int] | None = None
+    given: Sequence[tuple[NodeSet, int]], seats: Mapping[int, int], machine: Machine, cpus: frozenset[int] | None = None
 ) -> dict[int, int]:
-    """The weight of each of `nodes` that is given one, for a cgroup with these CPUs. A number beats a selector.
+    """The weight of each number in `seats` that is given one, for a cgroup with these CPUs. A number beats a selector.
 
+    `seats` is the node that each stands for: itself, or with relative nodes what the place came to. Numbers are meant
+    as in `nodes`; a selector means nodes, and gives its weight to the places that stand for them.
     `ValueError` where two selectors disagree over a node that no number names.
     """
     by_number: dict[int, int] = {}
     by_selector: dict[int, list[tuple[int, str]]] = {}
     for named, weight in given:
-        for node in named.select(machine, cpus) & nodes:
-            if named.is_plain:
-                by_number[node] = weight
-            else:
-                by_selector.setdefault(node, []).append((weight, named.text))
+        meant = named.select(machine, cpus)
+        for number, node in seats.items():
+            if named.is_plain and number in meant:
+                by_number[number] = weight
+            elif not named.is_plain and node in meant:
+                by_selector.setdefault(number, []).append((weight, named.text))
     found: dict[int, int] = {}
     for node in sorted(by_number.keys() | by_selector.keys()):
         weights = by_selector.get(node, [])

@@ -140,6 +140,18 @@ def test_relative_shares_are_by_place() -> None:
     assert placement.shares(frozenset()) == {}
 
 
+def test_with_relative_nodes_a_selector_gives_its_weight_to_the_places_of_its_nodes() -> None:
+    """Numbers are places, in `weights` as in `nodes`."""
+    facts = {"/a": CgroupFacts(mems=frozenset({1, 2}))}  # the second one of DRAM, the first one without CPUs
+    for weights, expected in (
+        ({"dram": 3, "cpuless": 1}, {0: 3, 1: 1}),
+        ({"0": 5, "1": 2}, {0: 5, 1: 2}),
+        ({"all": 4, "1": 7}, {0: 4, 1: 7}),
+    ):
+        given = policy("/a", "weighted-interleave", "0-1", weights=weights, flags=["relative"])
+        assert weights_of(resolved("/a", given, TWO_SOCKETS, facts)) == expected
+
+
 def test_fold_is_the_kernels() -> None:
     """mm/mempolicy.c, mpol_relative_nodemask(): the places are taken modulo the number of allowed nodes."""
     assert fold(frozenset({0, 2, 4}), frozenset({1, 3, 5})) == {1, 5, 3}

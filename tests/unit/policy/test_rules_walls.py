@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
 from hetmemd.kernel.mempolicy import Flag
 from hetmemd.policy.effective import Source
 from hetmemd.policy.resolve import CgroupFacts
@@ -79,6 +82,31 @@ def test_I5_relative_is_folded_then_cut_then_static() -> None:
     effective = resolved("/a/b", given, TWO_SOCKETS, facts)
     assert nodes_of(effective) == {1}
     assert effective.placement is not None and effective.placement.mempolicy.flags == Flag.STATIC_NODES
+
+
+@drawn(
+    st.frozensets(st.integers(0, 5), min_size=1),
+    st.frozensets(st.integers(0, 3), min_size=1),
+    st.dictionaries(st.sampled_from(["all", "1", "2-3", "4,5"]), st.integers(1, 255)).map(
+        lambda more: {"all": 9} | more
+    )
+    | st.fixed_dictionaries({"0-5": st.integers(1, 255)})
+    | st.tuples(*[st.integers(1, 255)] * 6).map(lambda each: {str(place): weight for place, weight in enumerate(each)})
+    | st.just({"dram": 3, "cpuless": 1})
+    | st.sampled_from(["bandwidth", "kernel"]),
+)
+def test_I5_a_wall_of_all_nodes_leaves_the_shares_of_relative_nodes(
+    places: frozenset[int], mems: frozenset[int], weights: object
+) -> None:
+    """Weights are by place, before and after the places are folded."""
+    nodes = ",".join(map(str, sorted(places)))
+    relative = policy("/a/b", "weighted-interleave", nodes, weights=weights, flags=["relative"])
+    facts = {"/a/b": CgroupFacts(mems=mems)}
+    without = resolved("/a/b", relative, TWO_SOCKETS, facts).placement
+    within = resolved("/a/b", policy("/a", "bind", "all", confine=True) + relative, TWO_SOCKETS, facts).placement
+    assert without is not None and within is not None
+    assert within.mempolicy.flags == Flag.STATIC_NODES
+    assert within.shares(mems) == without.shares(mems)
 
 
 def test_I5_a_relative_wall_stands_where_its_cpuset_is() -> None:
