@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ WORDS = ("all", "dram", "cpuless", "nearest")
 _TIER = re.compile(r"tier:([0-9]{1,6})", re.ASCII)
 _SIGN = re.compile(r"\+?!|\+|")
 _TERM = re.compile(r"[^+!]+")
+_SIGNS = "+!,-:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,13 @@ def _union(sets: Iterable[frozenset[int]]) -> frozenset[int]:
 
 def parse(text: str) -> NodeSet:
     """`ValueError(message, hint)` where it is no such expression."""
-    rest = re.sub(r"\s+", "", text)
+    words = text.split()
+    rest = "".join(words)
     if not rest:
         raise ValueError("no node is named", 'write "all" for every node with memory')
+    if any(left[-1] not in _SIGNS and right[0] not in _SIGNS for left, right in itertools.pairwise(words)):
+        # "0 1" is not read as "01", another node.
+        raise ValueError(f"{shown(text)} has a space within a part", f"unite parts by +: {shown('+'.join(words))}")
     terms: list[Term] = []
     without: list[Term] = []
     at = 0

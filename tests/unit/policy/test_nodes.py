@@ -97,3 +97,16 @@ def test_what_is_no_expression(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         nodes.parse(text)
     assert caught.value.args[0]
+
+
+@pytest.mark.parametrize("text", ["0 1", "1\t0", "0\n1", "0\u00a01", "dram cpuless", "d ram", "0-1 3", "tier:22 4"])
+def test_spaces_unite_nothing(text: str) -> None:
+    """Least of all digits: "0 1" is not node 1, and "1 0" is not node 10."""
+    with pytest.raises(ValueError, match="has a space within a part") as caught:
+        nodes.parse(text)
+    assert caught.value.args[1] == f"unite parts by +: '{'+'.join(text.split())}'"
+
+
+@pytest.mark.parametrize("text", ["0 - 1 , 3", " 0-1,3\n", "0-1 + 3", "0-3 ! 2", "tier: 22 + 0-1,3"])
+def test_spaces_around_signs_are_nothing(text: str) -> None:
+    assert nodes.parse(text).select(Machine({})) == {0, 1, 3}
