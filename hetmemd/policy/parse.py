@@ -20,6 +20,8 @@ _MOST_FAULTS = 100
 """Of one file: a large file of another kind would have one in every line, each with its search for a hint."""
 _NO_MACHINE = Machine({})
 """Numbers mean the same on every machine, so this one serves."""
+_SOME = nodes.parse("all")
+"""Stands for an expression with a fault: which nodes were meant is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +257,19 @@ class _Reader:
         for key, weight in value.items():
             if isinstance(weight, dict) and key == "tier":
                 self._fault((*place, key), "a tier as a key needs quotes", '{ "tier:4" = 3 }')
+                found.append((_SOME, 0))
                 continue
-            named = self._expression((*place, key), key, "weights")
+            named = self._expression((*place, key), key, "weights") or _SOME
+            taken = 0
             if not _is(weight, int):
                 self._fault((*place, key), f"the weight of {shown(key)} is {_kind(weight)}, not an integer")
             elif not 1 <= weight <= 255:
                 hint = "to leave a node out, leave it out of nodes" if weight == 0 else "1 to 255"
                 self._fault((*place, key), f"the weight of {shown(key)} is {shown(weight)}", hint)
-            elif named is not None:
-                found.append((named, weight))
+            else:
+                taken = weight
+            # With a fault it is 0: its nodes are named all the same, and not to be called without a weight.
+            found.append((named, taken))
         return tuple(found)
 
     def _check_weights(self, at: Place, chosen: nodes.NodeSet, weights: tuple[tuple[nodes.NodeSet, int], ...]) -> None:
@@ -272,8 +278,9 @@ class _Reader:
         for named, weight in weights:
             if named.is_plain:
                 for node in sorted(named.select(_NO_MACHINE)):
-                    if given.setdefault(node, weight) != weight:
-                        self._fault((*at, "weights"), f"node {node} has two weights, {given[node]} and {weight}")
+                    before = given.setdefault(node, weight)
+                    if before and weight and before != weight:
+                        self._fault((*at, "weights"), f"node {node} has two weights, {before} and {weight}")
         if chosen.is_plain and all(named.is_plain for named, _ in weights) and weights:
             for node in sorted(chosen.select(_NO_MACHINE) - given.keys()):
                 self._fault((*at, "weights"), f"node {node} has no weight", f"add {node} = 1")

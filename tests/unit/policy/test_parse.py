@@ -287,6 +287,25 @@ def test_a_table_that_is_switched_off_is_checked_as_well() -> None:
     assert "no mode" in one_fault(enabled=False, mode="bnid")
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("{ 0 = 1, 1 = 256 }", ["f:5: the weight of '1' is 256 (1 to 255)"]),
+        ("{ 0-1 = 0 }", ["f:5: the weight of '0-1' is 0 (to leave a node out, leave it out of nodes)"]),
+        ("{ 0 = 1, 1 = '2' }", ["f:5: the weight of '1' is a string, not an integer"]),
+        ("{ 0 = 1, drma = 2 }", ["f:5: weights: 'drma' selects no nodes (did you mean 'dram'?)"]),
+        ("{ 0 = 1, tier.4 = 2 }", ['f:5: a tier as a key needs quotes ({ "tier:4" = 3 })']),
+        (
+            "{ 0 = 256 }",
+            ["f:5: node 1 has no weight (add 1 = 1)", "f:5: the weight of '0' is 256 (1 to 255)"],
+        ),
+    ],
+)
+def test_a_node_whose_weight_has_a_fault_is_not_called_without_one(weights: str, expected: list[str]) -> None:
+    head = '[[policy]]\ncgroup = "/a"\nmode = "weighted-interleave"\nnodes = "0-1"\n'
+    assert sorted(faults(f"{head}weights = {weights}\n")) == expected
+
+
 def test_inline_tables_have_their_lines() -> None:
     text = 'policy = [\n  { cgroup = "/a", mode = "local" },\n  { cgroup = "/b", mod = "local" },\n]\n'
     assert faults(text) == ["f:3: unknown key 'mod' (did you mean 'mode'?)"]
