@@ -69,6 +69,6 @@ def read(data: bytes, path: str) -> Document | Fault:
 def _not_toml(path: str, said: str, text: str) -> Fault:
     """tomllib tells the place only in its text."""
     found = _PLACE.search(said)
-    line = int(found[1]) if found and found[1] else max(1, len(text.splitlines())) if found else 1
+    line = int(found[1]) if found and found[1] else text.removesuffix("\n").count("\n") + 1 if found else 1
     message = _PLACE.sub("", said)[:200]  # it may name a key
     return Fault(path, line, f"not TOML: {message[:1].lower()}{message[1:]}")

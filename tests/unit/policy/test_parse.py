@@ -128,6 +128,7 @@ rate = "256"
         (b"\n\n= 1\n", "f:3: not TOML: invalid statement"),
         (b'[[policy]]\ncgroup = "/a\n', "f:2: not TOML"),
         (b'x = """\n\n', "f:2: not TOML"),
+        ('# \u2028\u0085\nx = """\n'.encode(), "f:2: not TOML"),
         (b"[[policy]]\na = 1\na = 2\n", "f:3: not TOML: cannot overwrite a value"),
         (b"a = 1\nb = \xff\n", "f:2: byte 10 is not UTF-8"),
         (b"\xff\xfea\0", "f:1: byte 0 is not UTF-8"),
