@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 MAX_NUMNODES = 1024
 """The most nodes any kernel configuration has (CONFIG_NODES_SHIFT <= 10, arch/x86/Kconfig)."""
+_DIGITS = 20
+"""More than any number has; int() refuses thousands of them in words that are about Python."""
 
 
 def parse(text: str, limit: int = 1 << 20) -> frozenset[int]:
@@ -18,6 +20,8 @@ def parse(text: str, limit: int = 1 << 20) -> frozenset[int]:
         first, dash, last = part.partition("-")
         if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
             raise ValueError(f"not a number or a range: {part!r}")
+        if max(len(first), len(last)) > _DIGITS:
+            raise ValueError(f"a number of {max(len(first), len(last))} digits")
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise ValueError(f"the range runs backwards: {part!r}")

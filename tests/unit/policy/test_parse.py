@@ -202,6 +202,7 @@ def test_a_boolean_is_the_wrong_type_for_most_keys(key: str) -> None:
         ({"mode": "weighted-interleave", "weights": {"0": 1, "drum": 3}}, "did you mean 'dram'?"),
         ({"mode": "weighted-interleave", "nodes": "0-1", "weights": {"0": 3}}, "node 1 has no weight (add 1 = 1)"),
         ({"mode": "weighted-interleave", "weights": {"0": 3, "0-1": 2}}, "two weights"),
+        ({"nodes": "9" * 5000}, "a number of 5000 digits"),
         ({"memory": []}, "names no class"),
         ({"memory": ["hepa"]}, "did you mean 'heap'?"),
         ({"memory": ["all", "heap"]}, "beside all"),
