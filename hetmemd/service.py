@@ -30,6 +30,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory.budget import Budgets
 from hetmemd.policy import files
+from hetmemd.policy.quantity import burst_of
 from hetmemd.remote.client import Tracer
 from hetmemd.remote.result import ThreadResult
 from hetmemd.report import journal
@@ -318,7 +319,7 @@ class Service:
         self._balancer.interval = found.measure_interval
         self._balancer.moving_share = found.moving_share
         self._balancer.measuring_share = found.measuring_share
-        self._budgets.configure(GLOBAL, found.rate, found.burst or found.rate)
+        self._budgets.configure(GLOBAL, found.rate, found.burst or burst_of(found.rate))
         if self._world.defaults != found.defaults:
             self._world.defaults = found.defaults
             self._engine.reload()

@@ -17,6 +17,7 @@ _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 _MOST_DIGITS = 40
 """No quantity needs more, and with more int() and float() know limits of their own."""
 LARGEST = (1 << 63) - 1
+_PAGE = 4096
 
 
 def _scaled(text: str, units: dict[str, int] | dict[str, float], example: str) -> float | int:
@@ -43,9 +44,14 @@ def size(value: str | int) -> int:
 def burst(value: str | int) -> int:
     """Bytes, at least a page: with less, no page could ever be paid for."""
     found = size(value)
-    if found < 4096:
+    if found < _PAGE:
         raise ValueError("less than a page of 4096 bytes, so that no page would ever move")
     return found
+
+
+def burst_of(rate: int) -> int:
+    """The burst where none is said: one second of the rate, and a page where that takes longer than a second."""
+    return max(rate, _PAGE)
 
 
 def rate(value: str | int) -> int:

@@ -19,6 +19,7 @@ from hetmemd.policy.language import RATE_KEYS, Request, Table
 from hetmemd.policy.library import Library
 from hetmemd.policy.matching import Match, Matcher, Reach
 from hetmemd.policy.placing import Confines, Placed
+from hetmemd.policy.quantity import burst_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,9 @@ class _Cgroup:
         rate = said.get("rate", defaults.rate)
         burst = said.get("burst", defaults.burst)
         total = said.get("rate_total", defaults.rate_total if table.request else None)
-        own = [Bucket(f"cgroup:{self.path}", rate, burst or rate)]
+        own = [Bucket(f"cgroup:{self.path}", rate, burst or burst_of(rate))]
         if total:
-            own.append(Bucket(f"table:{table.file}#{table.index}", total, burst or total))
+            own.append(Bucket(f"table:{table.file}#{table.index}", total, burst or burst_of(total)))
         shown = {"rate": rate, "rate_total": total, "burst": burst}
         return (*own, *above.buckets), shown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hetmemd.memory.budget import Budgets
 from hetmemd.policy.effective import Bucket, Handling, Source
 from tests.unit.policy.given import ETC, mode_of, nodes_of, policy, resolved, tables
 
@@ -115,6 +116,16 @@ def test_I7_handling_alone_without_a_rate_is_no_limit() -> None:
 def test_I7_a_rate_that_is_left_out_is_the_settings_default() -> None:
     effective = resolved("/a", policy("/a"), defaults=Handling(rate=MIB))
     assert effective.buckets == (Bucket("cgroup:/a", MIB, MIB),)
+
+
+def test_I7_a_rate_of_less_than_a_page_a_second_still_pays_for_pages() -> None:
+    """Such a burst is a fault where it is said, since no page would ever move."""
+    effective = resolved("/a", policy("/a", rate=100, rate_total=200))
+    assert effective.buckets == (Bucket("cgroup:/a", 100, 4096), Bucket(f"table:{FILE}#0", 200, 4096))
+    budgets = Budgets(lambda: 0.0)
+    for bucket in effective.buckets:
+        budgets.configure(bucket.key, bucket.rate, bucket.burst)
+    assert budgets.allowance([bucket.key for bucket in effective.buckets], 1 << 20) == 4096
 
 
 def test_I8_an_own_default_shields_a_subtree() -> None:
