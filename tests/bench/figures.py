@@ -30,7 +30,7 @@ LIMITS = {
     },
     "arrival": {
         "cgroup move to policy in force, p99 / 1 s": Limit(1.0),
-        "region mapped to policy in force, p99 / 1 s": Limit(1.0),
+        "region mapped to policy in force, median / 1 s": Limit(1.0),
         "file dropped to policy in force, p99 / 1 s": Limit(1.0),
         "file changed to policy in force, p99 / 1 s": Limit(1.0),
         "file masked to policy gone, p99 / 1 s": Limit(1.0),
