@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hetmemd.engine.braking import Permit
@@ -395,8 +395,11 @@ class Steering:
         return results
 
     def _bequeath(self, pid: int, marks: Mapping[int, Mark | None]) -> None:
-        """Children that nobody has looked at yet have to get back the same (T3): after this it would not be known."""
-        heritage = marks.get(pid) or next(mark for mark in marks.values() if mark)
+        """Children that nobody has looked at yet have to get back the same (T3): after this it would not be known.
+
+        It had arrived, for it is given back: of a child that carries something else the mark goes when that is seen.
+        """
+        heritage = replace(marks.get(pid) or next(mark for mark in marks.values() if mark), arrived=True)
         for child in self._children(pid):
             try:
                 process = procfs.identify(self._root, child)

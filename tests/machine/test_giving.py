@@ -32,6 +32,10 @@ ON_DEMAND = SET + "print(flush=True)\nfor line in sys.stdin: own(); print(flush=
 FORKING = (
     SET + "print(flush=True); sys.stdin.readline()\nif child := os.fork(): print(child, flush=True)\ntime.sleep(1000)"
 )
+PARTING = (
+    SET + "print(flush=True); sys.stdin.readline()\nif not os.fork(): own(); print(os.getpid(), flush=True)\n"
+    "time.sleep(1000)"
+)
 STUBBORN = SET + "print(flush=True)\nwhile True: own(); time.sleep(0.01)"
 MANY = "prefer (many)=static:0"
 OVERRIDE = 'foreign = "override"\n'
@@ -136,7 +140,7 @@ def hetmemctl(daemon: Daemon, *words: str, status: int = 0) -> dict[str, Any]:
         check=False,
         timeout=60,
     )
-    assert said.returncode == status, said.stderr
+    assert said.returncode == status, said.stdout + said.stderr
     found: dict[str, Any] = json.loads(said.stdout)
     return found
 
@@ -208,6 +212,29 @@ def test_undo_works_when_the_daemon_is_gone(daemon: Daemon, group: Group) -> Non
             os.kill(child, signal.SIGKILL)
         daemon.start()
         eventually("files hold again", lambda: shown(own.pid) == INTERLEAVE)
+
+
+def test_undo_leaves_nothing_to_a_child_that_carries_nothing(daemon: Daemon, group: Group) -> None:
+    """Also where the daemon died before it knew that what it gave to the parent had arrived."""
+    daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
+    with program(PARTING) as own:
+        group.take(own.pid)
+        eventually("it holds", lambda: shown(own.pid) == INTERLEAVE)
+        daemon.stop(signal.SIGKILL)
+        ledger = Ledger(Root(daemon.folder))
+        process = procfs.identify(Root(), own.pid)
+        ledger.set_marks(process, {own.pid: replace(ledger.marks(process)[own.pid], arrived=False)})
+        ledger.close()
+        assert own.stdin and own.stdout
+        own.stdin.write(b"\n")
+        own.stdin.flush()
+        child = int(own.stdout.readline())
+        try:
+            assert shown(child) == "local"
+            told = hetmemctl(daemon, "undo", "--cgroup", group.path)
+            assert (told["threads"], told["left"], told["held"]) == (1, [], None)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def soon_over(daemon: Daemon) -> None:
