@@ -40,6 +40,11 @@ class Trap:
         wanted = (outcome.value, reason)
         eventually(lambda: f"{wanted}, not {self.daemon.explain(pid)['task']}", lambda: self.task(pid) == wanted)
 
+    def forgets(self, pid: int) -> None:
+        """Taken out of the cgroup, a process that was given nothing is none of the daemon's."""
+        self.cgroup.leave(pid)
+        eventually(lambda: f"forgotten, not {self.daemon.explain(pid)['task']}", lambda: not self.task(pid)[0])
+
     def policies(self, pid: int) -> set[str]:
         """Of all threads of a process, by the kernel's word in `hetmemctl explain`."""
         return set(self.daemon.explain(pid)["kernel"]["policies"]) - {"none (no memory)"}
