@@ -48,6 +48,19 @@ def program(source: str) -> Generator[Task, None, None]:
         yield popen
 
 
+@contextmanager
+def forked(own: Task) -> Generator[int, None, None]:
+    """The child that FORKING and PARTING make when they are told to."""
+    assert own.stdin and own.stdout
+    own.stdin.write(b"\n")
+    own.stdin.flush()
+    child = int(own.stdout.readline())
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_T3_T4_what_is_overridden_is_given_back_also_by_another_daemon(daemon: Daemon, group: Group) -> None:
     daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
     with program(ONCE) as own:
@@ -67,15 +80,11 @@ def test_T3_T4_a_child_gets_back_what_was_replaced_in_its_parent(
 ) -> None:
     daemon.drop("50-a.toml", policy(group.path, more=OVERRIDE))
     with program(FORKING) as own:
-        assert own.stdin and own.stdout
         group.take(own.pid)
         eventually("replaced", lambda: shown(own.pid) == INTERLEAVE)
         if not is_looked_at:
             daemon.stop()
-        own.stdin.write(b"\n")
-        own.stdin.flush()
-        child = int(own.stdout.readline())
-        try:
+        with forked(own) as child:
             assert shown(child) == INTERLEAVE
             if is_looked_at:
                 eventually("it is known", lambda: daemon.explain(child)["task"])
@@ -83,8 +92,6 @@ def test_T3_T4_a_child_gets_back_what_was_replaced_in_its_parent(
             if not is_looked_at:
                 daemon.start()
             eventually("L3: given back", lambda: {shown(own.pid), shown(child)} == {"local"})
-        finally:
-            os.kill(child, 9)
 
 
 def test_T4_what_is_set_again_is_replaced_again_a_little_later(daemon: Daemon, group: Group) -> None:
@@ -196,11 +203,7 @@ def test_undo_works_when_the_daemon_is_gone(daemon: Daemon, group: Group) -> Non
         group.take(own.pid)
         eventually("it holds", lambda: shown(own.pid) == INTERLEAVE)
         daemon.stop(signal.SIGKILL)
-        assert own.stdin and own.stdout
-        own.stdin.write(b"\n")
-        own.stdin.flush()
-        child = int(own.stdout.readline())
-        try:
+        with forked(own) as child:
             only = ("--cgroup", group.path)
             planned = hetmemctl(daemon, "undo", "--dry-run", *only)["planned"]
             assert {plan["pid"] for plan in planned} == {own.pid, child}
@@ -208,8 +211,6 @@ def test_undo_works_when_the_daemon_is_gone(daemon: Daemon, group: Group) -> Non
             assert (told["threads"], told["left"], told["held"]) == (2, [], None)
             assert {shown(own.pid), shown(child)} == {"local"}
             assert hetmemctl(daemon, "undo", *only)["threads"] == 0
-        finally:
-            os.kill(child, signal.SIGKILL)
         daemon.start()
         eventually("files hold again", lambda: shown(own.pid) == INTERLEAVE)
 
@@ -225,16 +226,10 @@ def test_undo_leaves_nothing_to_a_child_that_carries_nothing(daemon: Daemon, gro
         process = procfs.identify(Root(), own.pid)
         ledger.set_marks(process, {own.pid: replace(ledger.marks(process)[own.pid], arrived=False)})
         ledger.close()
-        assert own.stdin and own.stdout
-        own.stdin.write(b"\n")
-        own.stdin.flush()
-        child = int(own.stdout.readline())
-        try:
+        with forked(own) as child:
             assert shown(child) == "local"
             told = hetmemctl(daemon, "undo", "--cgroup", group.path)
             assert (told["threads"], told["left"], told["held"]) == (1, [], None)
-        finally:
-            os.kill(child, signal.SIGKILL)
 
 
 def soon_over(daemon: Daemon) -> None:
