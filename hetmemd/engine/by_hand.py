@@ -30,6 +30,7 @@ from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
 from hetmemd.memory import measure, regions
 from hetmemd.memory.headroom import Headroom
+from hetmemd.memory.moving import beside_one_another
 from hetmemd.memory.plan import Target
 from hetmemd.memory.rebalance import ProcessPass
 from hetmemd.memory.regions import ACTED_ON, Region
@@ -43,6 +44,8 @@ from hetmemd.remote.client import Tracer
 from hetmemd.remote.regions import HomeNode, RegionCall
 
 STEP = 64 << 20
+LANES = 2
+"""Of moving, which is quicker than migratepages(8) so. The daemon has one: it is not in a hurry."""
 CHUNK = 16384
 """Pages that are asked for at once."""
 SLICE = 256
@@ -312,8 +315,9 @@ def run_move(
     before = placed(exactly(root, found, choice.cut(found.regions)), share)
     told: dict[str, Any] = {"pid": pid, "before": before, "dry_run": dry_run}
     if not dry_run:
-        mover = ProcessPass(root, found.process, share, within=choice.span)
-        told |= move(mover, rate, lambda: brakes.switch() or _shares(brakes, pid), progress)
+        with beside_one_another(min(LANES, len(os.sched_getaffinity(0)))) as lanes:
+            mover = ProcessPass(root, found.process, share, within=choice.span, lanes=lanes)
+            told |= move(mover, rate, lambda: brakes.switch() or _shares(brakes, pid), progress)
         if not told["stopped"]:
             now = look(root, pid, machine)
             told["after"] = placed(exactly(root, now, choice.cut(now.regions)), share)

@@ -27,7 +27,7 @@ from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan, regions, targets
 from hetmemd.memory.headroom import Headroom
-from hetmemd.memory.moving import CALL_SECONDS, STALE, Batch, Mover, Pace
+from hetmemd.memory.moving import CALL_SECONDS, ONE_LANE, STALE, Batch, Lanes, Mover, Pace
 from hetmemd.memory.plan import Target, Within
 from hetmemd.memory.sharers import Sharers
 from hetmemd.memory.targets import Share, Span
@@ -91,6 +91,7 @@ class ProcessPass:
         sharers: Sharers | None = None,
         within: tuple[int, int] | None = None,
         known: Iterable[Span] | None = None,
+        lanes: Lanes = ONE_LANE,
     ) -> None:
         """Reads nothing yet. The targets' nodes are those that the process may use, cut by the caller (I6).
 
@@ -104,7 +105,7 @@ class ProcessPass:
         self.process = process
         self._share = share
         self._within = within
-        self._mover = Mover(headroom or Headroom(root), pace or Pace(), sharers)
+        self._mover = Mover(headroom or Headroom(root), pace or Pace(), sharers, lanes=lanes)
         self._tid = process.pid
         self._spans = None if known is None else deque(targets.cut(known, within))
         self._rests: dict[int, _Rest] = {}

@@ -8,7 +8,8 @@ Needs root. Queries everywhere; moves where there are two memory nodes, such as 
     tests/lab/run -- python3 -m tests.bench.pages --program tests/bench/pages-program
 
 Prints a figure a line; ratios are C's time to ours, the median of several rounds that alternate. `migratepages` of the
-package numactl is held against a pass that takes everything to one node.
+package numactl is held against a pass that takes everything to one node: in two lanes, as `hetmemctl move` has them,
+without the pauses that it makes, and in one, as the daemon has.
 
 The last lines say how many moves are planned for memory that the kernel itself has interleaved, which is in the ratio
 as a whole: by windows of the pages that are there, as the planner has them, and by windows of address space, in which a
@@ -28,11 +29,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hetmemd.engine.by_hand import LANES
 from hetmemd.kernel import pages, procfs
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
 from hetmemd.memory import plan, targets
-from hetmemd.memory.moving import CALL_SECONDS, Pace
+from hetmemd.memory.moving import CALL_SECONDS, ONE_LANE, Lanes, Pace, beside_one_another
 from hetmemd.memory.rebalance import ProcessPass, StepResult
 from tests.bench.figures import Figures
 
@@ -100,12 +102,14 @@ class SameBatches(Pace):
         return BATCH
 
 
-def whole_pass(child: Child, home: int, node: int, pace: Pace, seconds: float) -> list[StepResult]:
+def whole_pass(
+    child: Child, home: int, node: int, pace: Pace, seconds: float, lanes: Lanes = ONE_LANE
+) -> list[StepResult]:
     """All that a pass does, over the area that C knows too: the daemon has measured just before it begins one."""
     process = procfs.identify(ROOT, child.popen.pid)
     target = plan.ratio({home: 3, node: 1})
     area = targets.Span(child.base, child.base + 4096 * len(child.addresses), target)
-    mover = ProcessPass(ROOT, process, targets.all_of(target), pace=pace, known=[area])
+    mover = ProcessPass(ROOT, process, targets.all_of(target), pace=pace, known=[area], lanes=lanes)
     results = [mover.step(1 << 40, seconds)]
     while not results[-1].done:
         results.append(mover.step(1 << 40, seconds))
@@ -188,18 +192,18 @@ class LargestBatches(Pace):
 
 
 def against_migratepages(
-    child: Child, home: int, node: int, what: str, pace: Pace, seconds: float, rounds: int
+    child: Child, home: int, node: int, what: str, pace: Pace, seconds: float, rounds: int, lanes: Lanes = ONE_LANE
 ) -> float:
     """All memory from one node to the other: theirs to ours."""
     ratios = []
     process = procfs.identify(ROOT, child.popen.pid)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         back(child, home)
         theirs = timed(lambda: subprocess.run(["migratepages", str(child.popen.pid), str(home), str(node)], check=True))
         back(child, home)
 
         def ours() -> None:
-            mover = ProcessPass(ROOT, process, targets.all_of(plan.within([node])), pace=pace)
+            mover = ProcessPass(ROOT, process, targets.all_of(plan.within([node])), pace=pace, lanes=lanes)
             while not mover.step(1 << 40, seconds).done:
                 pass
 
@@ -232,15 +236,21 @@ def main() -> None:
                 spread(child, nodes[1])
                 figures.held("moves / minimum, by chance", price(child, nodes[0], nodes[1]))
                 moves(program.absolute(), child, nodes[0], nodes[1], rounds, figures)
-                against_migratepages(child, nodes[0], nodes[1], "20 ms a call", Pace(), CALL_SECONDS, rounds)
-                fastest = against_migratepages(
-                    child, nodes[0], nodes[1], "16384 pages a call", LargestBatches(), 1e9, rounds
-                )
-                figures.held("migratepages / all to one node", fastest)
+                to_one_node(child, nodes[0], nodes[1], rounds, figures)
                 layout(nodes[0], nodes[1])
         finally:
             child.end()
     figures.end()
+
+
+def to_one_node(child: Child, home: int, node: int, rounds: int, figures: Figures) -> None:
+    with beside_one_another(LANES) as several:
+        for what, lanes in (("one lane", ONE_LANE), (f"{LANES} lanes", several)):
+            # Where a page takes what an emulated processor needs, 20 ms are not the time of a call but its fixed cost.
+            against_migratepages(child, home, node, f"{what}, 20 ms a call", Pace(), CALL_SECONDS, rounds, lanes)
+            most = f"{what}, {LargestBatches.MOST} pages a call"
+            ratio = against_migratepages(child, home, node, most, LargestBatches(), 1e9, rounds, lanes)
+    figures.held("migratepages / all to one node", ratio)
 
 
 def queries(program: Path, child: Child, rounds: int, figures: Figures) -> None:
@@ -255,7 +265,8 @@ def queries(program: Path, child: Child, rounds: int, figures: Figures) -> None:
 
 
 def moves(program: Path, child: Child, home: int, node: int, rounds: int, figures: Figures) -> None:
-    loop, passes, bound, batches, calls = [], [], [], [], []
+    loop, bound, batches, calls = [], [], [], []
+    passes: dict[int, list[float]] = {1: [], LANES: []}
     pace = Pace()
     whole_pass(child, home, node, pace, CALL_SECONDS)  # learns the pace, and settles what is not in the area
     for _ in range(rounds):
@@ -265,8 +276,11 @@ def moves(program: Path, child: Child, home: int, node: int, rounds: int, figure
         loop.append(theirs / timed(lambda: move(child, node)))
         back(child, home)
         theirs = in_c(program, child, "pass", str(BATCH), str(node))
-        back(child, home)
-        passes.append(theirs / timed(lambda: whole_pass(child, home, node, SameBatches(), 1e9)))
+        with beside_one_another(LANES) as several:
+            for lanes in (ONE_LANE, several):
+                back(child, home)
+                ours = timed(lambda lanes=lanes: whole_pass(child, home, node, SameBatches(), 1e9, lanes))  # type: ignore[misc]
+                passes[lanes.count].append(theirs / ours)
         back(child, home)
         begin = time.perf_counter()
         steps = [step for step in whole_pass(child, home, node, pace, CALL_SECONDS) if step.bytes_moved]
@@ -276,7 +290,9 @@ def moves(program: Path, child: Child, home: int, node: int, rounds: int, figure
         back(child, home)
         bound.append(in_c(program, child, "pass", str(batches[-1]), str(node)) / took)
     figures.held("C / moves, the calls alone", statistics.median(loop))
-    figures.held("C / moves, whole passes", statistics.median(passes), f", {BATCH} pages a call")
+    more = f", {BATCH} pages a call"
+    figures.held("C / moves, whole passes, one lane", statistics.median(passes[1]), more)
+    figures.held("C / moves, whole passes, two lanes", statistics.median(passes[LANES]), more)
     print(
         f"moves, calls bound to {CALL_SECONDS * 1000:.0f} ms: {statistics.median(batches):.0f} pages and"
         f" {statistics.median(calls) * 1000:.1f} ms a call, C / ours {statistics.median(bound):.2f}"

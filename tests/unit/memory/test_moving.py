@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hetmemd.kernel import pages
-from hetmemd.memory.moving import CALL_SECONDS, FIRST_RETRY, MOST_WAITING, STALE, TRIES, Batch, Mover, Pace
+from hetmemd.memory.moving import CALL_SECONDS, FIRST_RETRY, MOST_WAITING, STALE, TRIES, Batch, Lanes, Mover, Pace
 
 MUCH = 1 << 30
 SECONDS = 1.0
@@ -125,8 +126,8 @@ def batch(kernel: Kernel, places: Iterable[int], destination: int = 1, size: int
     )
 
 
-def mover(kernel: Kernel, room: Plenty | None = None, agreed: Agreed | None = None) -> Mover:
-    return Mover(room or Plenty(), Pace(), agreed, kernel, kernel.clock)
+def mover(kernel: Kernel, room: Plenty | None = None, agreed: Agreed | None = None, lanes: int = 1) -> Mover:
+    return Mover(room or Plenty(), Pace(), agreed, kernel, kernel.clock, Lanes(lanes, map))
 
 
 def go_on(moving: Mover, kernel: Kernel, until: Callable[[], bool] = lambda: False) -> None:
@@ -264,6 +265,29 @@ def test_no_more_than_is_allowed_but_one_folio() -> None:
     assert moving.needs == 512
 
 
+@pytest.mark.parametrize(
+    ("folios", "lanes", "calls"), [(8, 1, [8]), (8, 2, [4, 4]), (7, 3, [2, 2, 3]), (2, 3, [1, 1]), (1, 2, [1])]
+)
+def test_lanes_share_out_what_one_call_would_move(folios: int, lanes: int, calls: list[int]) -> None:
+    kernel = memory(10)
+    moving = mover(kernel, lanes=lanes)
+    moving.put(batch(kernel, range(10), size=Pace.FEWEST))
+    for _ in range(5):
+        moving._pace.learn(True, 16 * Pace.FEWEST, CALL_SECONDS)
+    moving.call(7, folios * Pace.FEWEST, SECONDS)
+    assert moving.take().pages == folios * Pace.FEWEST
+    assert [len(call) for call in kernel.calls] == calls
+    assert [*itertools.chain(*kernel.calls)] == at(range(folios))
+
+
+def test_a_small_call_is_not_shared_out() -> None:
+    kernel = memory(2 * Pace.FEWEST - 1)
+    moving = mover(kernel, lanes=2)
+    moving.put(batch(kernel, range(2 * Pace.FEWEST - 1)))
+    moving.call(7, MUCH, SECONDS)
+    assert len(kernel.calls) == 1
+
+
 @pytest.mark.parametrize("room", [0, 100])
 def test_a_full_node_takes_what_it_has_room_for(room: int) -> None:
     kernel = memory(300)
@@ -312,18 +336,26 @@ fates = st.sampled_from(["", "", "", "pinned", "freed", "shared", "agreed", "mov
     st.integers(0, 5),
     st.booleans(),
     st.sampled_from([7, MUCH]),
+    st.sampled_from([1, Pace.FEWEST]),
+    st.integers(1, 3),
 )
 def test_each_folio_is_moved_once_or_its_reason_is_told(
-    folios: list[tuple[int, str]], fails: dict[int, int], before: int, is_late: bool, allowed: int
+    folios: list[tuple[int, str]],
+    fails: dict[int, int],
+    before: int,
+    is_late: bool,
+    allowed: int,
+    size: int,
+    lanes: int,
 ) -> None:
     kernel = memory(len(folios))
     kernel.fails, kernel.before = fails, before
     by_fate = {fate: set(at(place for place, (_, each) in enumerate(folios) if each == fate)) for _, fate in folios}
     kernel.shared = by_fate.get("shared", set()) | by_fate.get("agreed", set())
     kernel.pinned = by_fate.get("pinned", set())
-    moving = mover(kernel, agreed=Agreed(by_fate.get("agreed", set())))
+    moving = mover(kernel, agreed=Agreed(by_fate.get("agreed", set())), lanes=lanes)
     for node in (1, 2, 3):
-        moving.put(batch(kernel, [place for place, (to, _) in enumerate(folios) if to == node], node))
+        moving.put(batch(kernel, [place for place, (to, _) in enumerate(folios) if to == node], node, size))
     for address in by_fate.get("freed", ()):
         del kernel.nodes[address]
     for address in by_fate.get("moved-by-others", ()):
@@ -337,8 +369,8 @@ def test_each_folio_is_moved_once_or_its_reason_is_told(
         calls += 1
         assert calls < 1000
     done = moving.take()
-    assert done.pages + done.failed.total() == len(folios)
-    assert done.pages == sum(done.moved.values()) == sum(kernel.moves.values())
+    assert done.pages + done.failed.total() == size * len(folios)
+    assert done.pages == sum(done.moved.values()) == size * sum(kernel.moves.values())
     assert not kernel.moves or max(kernel.moves.values()) == 1
     assert not kernel.pinned & kernel.moves.keys()
     if is_late:
