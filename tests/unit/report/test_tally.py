@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ def test_a_distribution_counts_everything_once(values: list[float]) -> None:
         distribution.observe(value)
     expected = [(bound, sum(value <= bound for value in values)) for bound in (*bounds, float("inf"))]
     assert distribution.cumulative() == expected
-    assert distribution.total == sum(values)
+    # From 3.12 on, sum() makes good for what is rounded on the way.
+    assert distribution.total == pytest.approx(sum(values))
 
 
 def test_a_negative_time_counts_as_none() -> None:
