@@ -119,6 +119,7 @@ def test_L1_a_daemon_that_starts_again_changes_nothing_and_knows_its_own(
     pid = program.popen.pid
     daemon.drop("50-a.toml", policy(group.path, more=EXCLUSIVE))
     eventually("bound", lambda: program.all("asleep", "busy") == {"local"})
+    eventually("said: that is all", lambda: (daemon.explain(pid)["task"] or {}).get("outcome") == "applied")
     daemon.stop()
     told = daemon.journal.read_text().count(f"[{pid}]")
     daemon.start()
