@@ -133,7 +133,8 @@ class Lanes:
 
 class _Called(NamedTuple):
     batch: Batch
-    call: pages.MoveCall
+    call: pages.MoveCall | OSError
+    """`OSError`: the process was out of reach, and nothing of the batch was tried."""
     seconds: float
 
 
@@ -245,20 +246,34 @@ class Mover:
             batch = self._still_misplaced(tid, batch)
         if not len(batch.addresses):
             return
-        for called in self._lanes.map(lambda part: self._called(tid, part), self._shared_out(batch)):
-            self.done.longest = max(self.done.longest, called.seconds)
-            self._account(tid, *called)
+        # All have come back before it is asked where pages are: a folio that was not known as one may lie in two parts,
+        # and while one lane moves it, it is nowhere for the other.
+        failure: OSError | None = None
+        for part, call, took in [*self._lanes.map(lambda part: self._called(tid, part), self._shared_out(batch))]:
+            self.done.longest = max(self.done.longest, took)
+            if isinstance(call, OSError):
+                self._batches.appendleft(part)
+                failure = call
+            else:
+                self._account(tid, part, call, took)
+        if failure:
+            raise failure
 
     def _shared_out(self, batch: Batch) -> list[Batch]:
         """A part for each lane, of so many pages at least that the fixed cost of a call is not most of it."""
-        lanes = min(self._lanes.count, max(batch.pages // Pace.FEWEST, 1), len(batch.addresses))
-        ends = [len(batch.addresses) * lane // lanes for lane in range(lanes + 1)]
-        return [batch.part(slice(*pair)) for pair in itertools.pairwise(ends)]
+        upto = np.cumsum(batch.sizes)
+        lanes = min(self._lanes.count, max(batch.pages // Pace.FEWEST, 1))
+        ends = np.searchsorted(upto, upto[-1] * np.arange(lanes + 1) / lanes, side="right").tolist()
+        return [batch.part(slice(begin, end)) for begin, end in itertools.pairwise(ends) if begin < end]
 
     def _called(self, tid: int, batch: Batch) -> _Called:
         flags = pages.MPOL_MF_MOVE_ALL if batch.is_together else pages.MPOL_MF_MOVE
         begin = self._clock()
-        call = self._calls.move(tid, batch.addresses, batch.destination, flags)
+        call: pages.MoveCall | OSError
+        try:
+            call = self._calls.move(tid, batch.addresses, batch.destination, flags)
+        except OSError as error:
+            call = error  # what another lane has moved is accounted for all the same
         return _Called(batch, call, self._clock() - begin)
 
     def _still_misplaced(self, tid: int, batch: Batch) -> Batch:
@@ -292,7 +307,8 @@ class Mover:
         for status in np.unique(call.statuses[said]).tolist():
             reason = _OF_STATUS.get(status, "other")
             theirs = batch.part(said & (call.statuses == status))
-            if reason == "busy":
+            if reason == "busy" or status == -errno.ENOENT:
+                # It was not there and is: somebody else was moving it, another lane or compaction.
                 self._later(theirs)
             elif reason == "shared" and self._sharers and not batch.is_together:
                 self._together(tid, theirs)

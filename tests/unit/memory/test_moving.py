@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hetmemd.kernel import pages
-from hetmemd.memory.moving import CALL_SECONDS, FIRST_RETRY, MOST_WAITING, STALE, TRIES, Batch, Lanes, Mover, Pace
+from hetmemd.memory.moving import (
+    CALL_SECONDS,
+    FIRST_RETRY,
+    MOST_WAITING,
+    STALE,
+    TRIES,
+    Batch,
+    Lanes,
+    Mover,
+    Pace,
+    _Called,
+)
 
 MUCH = 1 << 30
 SECONDS = 1.0
@@ -278,6 +289,59 @@ def test_lanes_share_out_what_one_call_would_move(folios: int, lanes: int, calls
     assert moving.take().pages == folios * Pace.FEWEST
     assert [len(call) for call in kernel.calls] == calls
     assert [*itertools.chain(*kernel.calls)] == at(range(folios))
+
+
+def test_lanes_have_as_many_pages_each_whatever_the_folios() -> None:
+    kernel = memory(516)
+    moving = mover(kernel, lanes=2)
+    mixed = batch(kernel, range(516), size=2)
+    mixed.sizes[512:] = 512
+    parts = moving._shared_out(mixed)
+    assert [*itertools.chain(*(part.addresses.tolist() for part in parts))] == at(range(516))
+    assert max(part.pages for part in parts) <= mixed.pages / 2 + 512
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_folio_that_another_lane_moves_is_not_taken_for_absent(arrives: bool) -> None:
+    """It lies in two parts, and is nowhere for the first while the second moves it."""
+    kernel = memory(2 * Pace.FEWEST)
+    (on_its_way,) = at([Pace.FEWEST - 1])
+
+    def beside(called: Callable[[Batch], _Called], parts: Iterable[Batch]) -> Iterable[_Called]:
+        first, *others = parts
+        node = kernel.nodes.pop(on_its_way) if others else 0
+        yield called(first)
+        if others:
+            kernel.nodes[on_its_way] = 1 if arrives else node
+        yield from map(called, others)
+
+    moving = Mover(Plenty(), Pace(), None, kernel, kernel.clock, Lanes(2, beside))
+    moving.put(batch(kernel, range(2 * Pace.FEWEST)))
+    moving.call(7, MUCH, SECONDS)
+    assert not +moving.done.failed
+    assert moving.done.pages == 2 * Pace.FEWEST - (not arrives)
+    go_on(moving, kernel)
+    done = moving.take()
+    assert (done.pages, +done.failed) == (2 * Pace.FEWEST, {})
+
+
+def test_a_lane_that_finds_the_process_gone_does_not_take_the_others_account_away() -> None:
+    kernel = memory(2 * Pace.FEWEST)
+    moving = mover(kernel, lanes=2)
+    moving.put(batch(kernel, range(2 * Pace.FEWEST)))
+    move = kernel.move
+
+    def until_it_ends(tid: int, addresses: pages.Addresses, *rest: int) -> pages.MoveCall:
+        if addresses[0] == 0:
+            raise ProcessLookupError(errno.ESRCH, "")
+        return move(tid, addresses, *rest)
+
+    kernel.move = until_it_ends  # type: ignore[method-assign, assignment]
+    with pytest.raises(ProcessLookupError):
+        moving.call(7, MUCH, SECONDS)
+    moving.give_up("gone")
+    done = moving.take()
+    assert (done.pages, done.failed) == (Pace.FEWEST, {"gone": Pace.FEWEST})
 
 
 def test_a_small_call_is_not_shared_out() -> None:
