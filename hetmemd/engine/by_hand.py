@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hetmemd.engine.by_hand_brakes import ByHandBrakes, RefusedError
-from hetmemd.engine.clearance import Clearance
+from hetmemd.engine.clearance import Clearance, huge_pages
 from hetmemd.engine.decide import issuable, nodes_within, shows
 from hetmemd.engine.measuring import target_of
 from hetmemd.engine.regionwise import ALWAYS, ON_CONDITION, TAKES_HOME, Asked, Change, joined
@@ -137,7 +137,7 @@ def cleared(root: Root, chosen: Sequence[Region], placement: Placement, found: F
     if placement.mempolicy == DEFAULT:
         free = frozenset(region.start for region in huge)
     else:
-        free = clearance.huge(huge, placement.mempolicy, found.allowed)
+        free = huge_pages(root, huge, placement.mempolicy, found.allowed)
     return free | clearance.alone(chosen, found.process.pid)
 
 

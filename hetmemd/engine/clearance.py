@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from hetmemd.engine.decide import nodes_within
 from hetmemd.engine.regionwise import Asked
 from hetmemd.kernel import libc, maps, procfs
-from hetmemd.kernel.mempolicy import Mempolicy
+from hetmemd.kernel.mempolicy import Mempolicy, Mode
 from hetmemd.kernel.root import Root
+from hetmemd.memory import regions
 from hetmemd.memory.regions import Region
 
 KEPT = 5.0
@@ -43,7 +44,7 @@ class Clearance:
         """Starts of the regions (of one process) that may be bound. `OSError` where /proc cannot be listed."""
         shared = [region for region in found if region.kind == "shm" and asked.of("shm") is not None]
         huge = [region for region in found if region.kind == "hugetlb" and asked.of("hugetlb") is not None]
-        starts = self.huge(huge, asked.of("hugetlb"), allowed)
+        starts = huge_pages(self._root, huge, asked.of("hugetlb"), allowed)
         wishes: dict[int, Mempolicy | None] = {}
         wanted = asked.of("shm")
         agreed = {region.start for region, pids in self._mapped(shared) if self._agree(pids, wanted, wishes)}
@@ -105,31 +106,58 @@ class Clearance:
         self._until = time.monotonic() + max(KEPT, COST * (time.monotonic() - began))
         return self._mappers
 
-    # -- huge pages
 
-    def huge(self, found: Iterable[Region], wanted: Mempolicy | None, allowed: frozenset[int]) -> frozenset[int]:
-        """Starts of the regions of huge pages that may have this policy. What is not there yet of a region must find
-        free pages on the nodes, and no two regions the same."""
-        starts: set[int] = set()
-        free: dict[int, int] = {}
-        for region in found:
-            if wanted is None:
-                break
-            if not region.page_size:
-                continue
-            nodes = nodes_within(wanted, allowed) if wanted.mode.takes_nodes else allowed
-            if region.page_size not in free:
-                free[region.page_size] = sum(self._free(node, region.page_size) for node in nodes)
-            lacking = max(region.size // region.page_size - region.pages * 4096 // region.page_size, 0)
-            if lacking <= free[region.page_size]:
-                free[region.page_size] -= lacking
-                starts.add(region.start)
-        return frozenset(starts)
+# -- huge pages
 
-    def _free(self, node: int, size: int) -> int:
-        """Documentation/admin-guide/mm/hugetlbpage.rst."""
-        folder = f"/sys/devices/system/node/node{node}/hugepages/hugepages-{size >> 10}kB"
-        try:
-            return int(self._root.read_text(f"{folder}/free_hugepages"))
-        except (OSError, ValueError):
-            return 0
+
+def bears(root: Root, pid: int, policy: Mempolicy, allowed: Iterable[frozenset[int]]) -> bool:
+    """Whether a process may have this policy as its task's, whose threads may use these nodes: what it has reserved
+    of huge pages, and not touched, would be found. Reads its regions where anybody has reserved any. `OSError` as
+    `regions.read`."""
+    if policy.mode is not Mode.BIND or not _reserved(root, "*"):
+        return True
+    found = regions.read(root, pid, procfs.living_thread(root, pid))
+    huge = [region for region in found if region.kind == "hugetlb" and not region.is_bound]
+    return all(len(huge_pages(root, huge, policy, nodes)) == len(huge) for nodes in allowed)
+
+
+def huge_pages(
+    root: Root, found: Iterable[Region], wanted: Mempolicy | None, allowed: frozenset[int]
+) -> frozenset[int]:
+    """Starts of the regions of huge pages (all of one process) that may have this policy. What is not there yet of
+    a region must find free pages on the nodes, and no two regions the same, nor one that another process has
+    reserved: where those lie is decided at its page faults, and may be just here."""
+    if wanted is None:
+        return frozenset()
+    starts: set[int] = set()
+    free: dict[int, int] = {}
+    known = [region for region in found if region.page_size]
+    lacking = {
+        region.start: max(region.size // region.page_size - region.pages * 4096 // region.page_size, 0)
+        for region in known
+    }
+    nodes = nodes_within(wanted, allowed) if wanted.mode.takes_nodes else allowed
+    for size in {region.page_size for region in known}:
+        own = sum(lacking[region.start] for region in known if region.page_size == size)
+        others = max(_reserved(root, f"hugepages-{size >> 10}kB") - own, 0)
+        free[size] = sum(_free(root, node, size) for node in nodes) - others
+    for region in known:
+        if lacking[region.start] <= max(free[region.page_size], 0):
+            free[region.page_size] -= lacking[region.start]
+            starts.add(region.start)
+    return frozenset(starts)
+
+
+def _free(root: Root, node: int, size: int) -> int:
+    """Documentation/admin-guide/mm/hugetlbpage.rst. Those that are reserved are among them."""
+    folder = f"/sys/devices/system/node/node{node}/hugepages/hugepages-{size >> 10}kB"
+    try:
+        return int(root.read_text(f"{folder}/free_hugepages"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _reserved(root: Root, pool: str) -> int:
+    """Pages that somebody was promised, on whatever node, and has not touched yet."""
+    found = root.path("/sys/kernel/mm/hugepages").glob(f"{pool}/resv_hugepages")
+    return sum(int(path.read_text()) for path in found)

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from hetmemd.engine import clearance
 from hetmemd.engine.braking import Permit
 from hetmemd.engine.decide import (
     UNDO,
@@ -23,7 +24,7 @@ from hetmemd.engine.decide import (
     seen_applied,
 )
 from hetmemd.engine.ledger import Ledger
-from hetmemd.engine.offloop import OffLoop
+from hetmemd.engine.offloop import OffLoop, patience
 from hetmemd.engine.record import Record, Seen, worst
 from hetmemd.kernel import libc, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
@@ -306,6 +307,8 @@ class Steering:
         self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
     ) -> list[ThreadResult]:
         results: list[ThreadResult] = []
+        if verb is Verb.APPLY and not await self._bears_huge_pages(record, policy, tids):
+            results, tids = [ThreadResult(tid, Outcome.REFUSED, "no-huge-pages") for tid in tids], ()
         for begin in range(0, len(tids), SLICE):
             results += await self._permitted(record, policy, asked, verb, tids[begin : begin + SLICE])
         record.acted = _sentence(policy, results)
@@ -421,6 +424,12 @@ class Steering:
         if policy.mode is not Mode.BIND:
             return True
         return all(self._headroom.bears(nodes_within(policy, nodes)) for nodes in allowed)
+
+    async def _bears_huge_pages(self, record: Record, policy: Mempolicy, tids: Sequence[int]) -> bool:
+        pid, allowed = record.process.pid, _allowed(record, tids)
+        return await self._readers.call(
+            record.process, lambda: clearance.bears(self._root, pid, policy, allowed), patience(self._root, pid)
+        )
 
     # -- what came of it
 

@@ -221,6 +221,7 @@ FAILURES: dict[Outcome, tuple[str, ...]] = {
         "init",
         "internal-error",
         "kcmp",
+        "no-huge-pages",
         "permission",
         "policy-held",
         "proc-mem",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, huge_pool, policy
+from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, huge_pool, policy, told
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.lab
@@ -170,5 +170,26 @@ def test_a_policy_leaves_huge_pages_that_are_not_there(touching: Callable[[int, 
         "the heap is bound", lambda: "bind=static:1 heap" in Path(f"/proc/{some.popen.pid}/numa_maps").read_text()
     )
     assert " default " in some.line()
+    assert some.tell("touch") == "alive"
+    (FILES / "50-huge.toml").unlink()
+
+
+@pytest.mark.usefixtures("service")
+def test_a_policy_for_the_task_leaves_one_whose_huge_pages_are_not_there(
+    touching: Callable[[int, int], Touching], group: Group
+) -> None:
+    """Its regions follow the task: what it has reserved would be looked for on the policy's nodes alone."""
+    some = touching(4, 2)
+    group.take(some.popen.pid)
+    drop("50-huge.toml", policy(group.path, "bind", "1"))
+
+    def task() -> tuple[str, str]:
+        found = told("explain", str(some.popen.pid))["task"] or {}
+        return found.get("outcome", ""), found.get("reason", "")
+
+    eventually("refused", lambda: task() == ("refused", "no-huge-pages"))
+    assert some.tell("touch") == "alive"
+    # What is there stays there.
+    eventually("applied", lambda: task() == ("applied", ""))
     assert some.tell("touch") == "alive"
     (FILES / "50-huge.toml").unlink()

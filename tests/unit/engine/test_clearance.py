@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hetmemd.engine import clearance as module
 from hetmemd.engine.clearance import Clearance
 from hetmemd.engine.regionwise import Asked
 from hetmemd.kernel import maps
@@ -111,6 +112,54 @@ def test_huge_pages_where_there_are_as_many_free(
         folder.mkdir(parents=True)
         (folder / "free_hugepages").write_text(f"{count}\n")
     assert clearance(tmp_path).cleared(regions, BIND, NODES) == expected
+
+
+def pool(top: Path, reserved: int, *free: int) -> None:
+    """Huge pages of 2 MiB that are free on node 0, 1, ..., and how many of them were promised."""
+    for node, count in enumerate(free):
+        folder = top / f"sys/devices/system/node/node{node}/hugepages/hugepages-2048kB"
+        folder.mkdir(parents=True)
+        (folder / "free_hugepages").write_text(f"{count}\n")
+    folder = top / "sys/kernel/mm/hugepages/hugepages-2048kB"
+    folder.mkdir(parents=True)
+    (folder / "resv_hugepages").write_text(f"{reserved}\n")
+
+
+@pytest.mark.parametrize(("reserved", "is_cleared"), [(0, True), (3, True), (4, True), (5, False), (100, False)])
+def test_huge_pages_that_others_were_promised_are_theirs(tmp_path: Path, reserved: int, is_cleared: bool) -> None:
+    """Three of those that are promised are the process's own; one is left over."""
+    pool(tmp_path, reserved, 100, 4)
+    assert bool(clearance(tmp_path).cleared([huge(0, 4, there=1)], BIND, NODES)) == is_cleared
+
+
+@pytest.mark.parametrize(
+    ("mode", "bound", "reserved", "free", "bears"),
+    [
+        (Mode.BIND, "default", 4, 4, True),
+        (Mode.BIND, "default", 4, 3, False),
+        (Mode.BIND, "bind:0", 4, 3, True),
+        (Mode.BIND, "default", 0, 3, True),
+        (Mode.PREFERRED_MANY, "default", 4, 0, True),
+        (Mode.WEIGHTED_INTERLEAVE, "default", 4, 0, True),
+    ],
+    ids=["enough", "too few", "of its own policy", "all touched", "falls back", "interleaves"],
+)
+def test_a_bind_of_the_task_leaves_it_its_huge_pages(
+    tmp_path: Path, mode: Mode, bound: str, reserved: int, free: int, bears: bool
+) -> None:
+    pool(tmp_path, reserved, 100, free)
+    process(tmp_path, 10, "/a", "7f0000000000-7f0000c00000 rw-p 00000000 00:01 5 /anon_hugepage (deleted)\n")
+    pages = "file=/anon_hugepage\\040(deleted) huge anon=2 dirty=2 N0=2 kernelpagesize_kB=2048"
+    for folder in (tmp_path / "proc/10", tmp_path / "proc/10/task/10"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "numa_maps").write_text(f"7f0000000000 {bound} {pages}\n7fff00000000 default\n")
+        (folder / "maps").write_text(
+            (tmp_path / "proc/10/maps").read_text() + "7fff00000000-7fff00002000 r-xp 0 00:00 0 [vdso]\n"
+        )
+        (folder / "stat").write_text(f"10 (db) S {' '.join(['0'] * 18)} 1007 4096 1\n")
+        (folder / "mountinfo").write_text("")
+    policy = Mempolicy(mode, frozenset({1}), Flag.STATIC_NODES)
+    assert module.bears(Root(tmp_path), 10, policy, [NODES]) == bears
 
 
 def test_huge_pages_of_a_size_that_is_not_known_are_left(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def process(root: Root, policy: str) -> None:
     (folder / "exe").symlink_to(root.path("/bin/db"))
 
 
+class Nobody:
+    """Who is told of what was done, and does nothing."""
+
+    def application(self, *told: object) -> None:
+        pass
+
+
 def looked_at(top: Path, policy: str, brake: Callable[[Brakes, Path], None]) -> Record:
     """The process after a look, with the brakes so; nobody would come back whom an act asks for anything."""
     root = Root(top)
@@ -52,7 +59,7 @@ def looked_at(top: Path, policy: str, brake: Callable[[Brakes, Path], None]) -> 
         ledger = Ledger(root)
         brakes = Brakes(root, ledger, BrakeSettings(), lambda: None, lambda pid: None)
         brake(brakes, root.path("/bin/db"))
-        nobody = cast(Any, None)
+        nobody = cast(Any, Nobody())
         steering = Steering(
             root,
             ledger,
@@ -110,3 +117,22 @@ def test_another_that_has_its_policy_is_moved(tmp_path: Path) -> None:
     record = looked_at(tmp_path, "bind:1", lambda brakes, path: None)
     assert (record.outcome, record.reason) == (Outcome.APPLIED, "")
     assert balancing._may_move(record)
+
+
+def test_one_whose_huge_pages_would_not_be_found_is_not_bound(tmp_path: Path) -> None:
+    """They are promised, and the nodes of the bind have none: its next page fault would be its last."""
+    folder = tmp_path / "sys/kernel/mm/hugepages/hugepages-2048kB"
+    folder.mkdir(parents=True)
+    (folder / "resv_hugepages").write_text("1")
+
+    def has_huge_pages(brakes: Brakes, path: Path) -> None:
+        mapping = "7f0000000000-7f0000200000 rw-p 00000000 00:01 5 /anon_hugepage (deleted)\n"
+        vdso = "7fff00000000-7fff00002000 r-xp 00000000 00:00 0 [vdso]\n"
+        for place in (tmp_path / "proc/7", tmp_path / "proc/7/task/7"):
+            (place / "numa_maps").write_text("7f0000000000 default huge\n7fff00000000 default\n")
+            (place / "maps").write_text(mapping + vdso)
+            (place / "mountinfo").write_text("")
+
+    record = looked_at(tmp_path, "default", has_huge_pages)
+    assert (record.outcome, record.reason) == (Outcome.REFUSED, "no-huge-pages")
+    assert not balancing._may_move(record)
