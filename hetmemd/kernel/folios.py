@@ -87,16 +87,24 @@ def frames_of(pagemap: Pagemap, addresses: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:
-    """The same pages, those of one folio as one entry, at the address of the first that is mapped.
+    """The same pages, those of one folio as one entry, at the address of the first that is mapped, and of the size of
+    the folio: that is what the kernel moves, and has to find room for, however little of it is mapped. (From 6.10 on it
+    splits an anonymous one of which a part was unmapped, and moves less.)
 
     A folio keeps the order of its pages, with holes where some were unmapped: only frames that lie to each other as
     the addresses do can belong together. Small pages often lie so as well, in short runs, and looking at all of them
-    would cost more than all the rest: samples say whether there is anything to be found (`_any_large`).
+    would cost more than all the rest: samples say whether there is anything to be found (`_any_large`), and whether
+    there are pages without neighbours that are all that is left of a folio.
     """
     small = np.flatnonzero(presence.sizes == 1)
-    if len(small) < 2 or not _any_large(pagemap, known, presence.addresses[small]):
+    if not len(small):
+        return presence
+    any_together, any_alone = _any_large(pagemap, known, presence.addresses[small])
+    if not (any_together or any_alone):
         return presence
     frame, candidates = _candidates(pagemap, presence.addresses[small])
+    if any_alone:
+        candidates = np.flatnonzero(frame > 0)
     flags = known.values(frame[candidates])
     parts = (flags & (_HEAD | _TAIL)) != 0
     if not parts.any():
@@ -107,12 +115,11 @@ def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:
     begins[1:] = (np.diff(part) != 1) | (np.diff(frame[part]) != 1) | ~is_tail[1:]
     starts = np.flatnonzero(begins)
     heads = np.where(is_tail[starts], _heads(known, frame[part[starts]]), frame[part[starts]])
-    _, first_chain, folio_of_chain = np.unique(heads, return_index=True, return_inverse=True)
-    folio = folio_of_chain[np.cumsum(begins) - 1]
+    each, first_chain = np.unique(heads, return_index=True)
     first = part[starts[first_chain]]
     sizes = presence.sizes.copy()
     sizes[small[part]] = 0
-    sizes[small[first]] = np.bincount(folio)
+    sizes[small[first]] = _sizes(known, each)
     return Presence(presence.addresses[sizes > 0], sizes[sizes > 0], presence.next)
 
 
@@ -125,15 +132,33 @@ def _candidates(pagemap: Pagemap, addresses: NDArray[np.int64]) -> tuple[NDArray
     return frame, np.flatnonzero(alike[1:] | alike[:-1])
 
 
-def _any_large(pagemap: Pagemap, known: Frames, addresses: NDArray[np.int64]) -> bool:
-    """Whether a page of a larger folio is among some runs of pages, spread evenly."""
+def _any_large(pagemap: Pagemap, known: Frames, addresses: NDArray[np.int64]) -> tuple[bool, bool]:
+    """Whether a page of a larger folio is among some runs of pages, spread evenly: of those that may belong to a folio
+    with a neighbour, and of the others."""
     if len(addresses) > 2 * _SAMPLES * _RUN:
         starts = np.linspace(0, len(addresses) - _RUN, _SAMPLES).astype(np.int64)
         addresses = addresses[(starts[:, None] + np.arange(_RUN)).ravel()]
     frame, candidates = _candidates(pagemap, addresses)
-    # Each flag may cost a read of its own: about two for each run.
-    chosen = frame[candidates[:: max(len(candidates) // (2 * _SAMPLES), 1)]]
+    return _any_part(known, frame[candidates]), _any_part(known, np.delete(frame, candidates))
+
+
+def _any_part(known: Frames, frame: NDArray[np.int64]) -> bool:
+    """Whether a larger folio is among these. Each flag may cost a read of its own: about two for each run."""
+    chosen = frame[:: max(len(frame) // (2 * _SAMPLES), 1)]
     return bool((known.values(chosen) & (_HEAD | _TAIL)).any())
+
+
+def _sizes(known: Frames, heads: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Pages of the folios that begin with these frames: the first power of two behind which no tail of theirs is."""
+    sizes = np.full(len(heads), 1 << _LARGEST_ORDER, dtype=np.int32)
+    open_ = np.arange(len(heads))
+    for order in range(1, _LARGEST_ORDER):
+        ends = (known.values(heads[open_] + (1 << order)) & _TAIL) == 0
+        sizes[open_[ends]] = 1 << order
+        open_ = open_[~ends]
+        if not len(open_):
+            break
+    return sizes
 
 
 def _heads(known: Frames, tails: NDArray[np.int64]) -> NDArray[np.int64]:

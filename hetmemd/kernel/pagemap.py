@@ -46,7 +46,7 @@ class Presence(NamedTuple):
     addresses: Addresses
     """Of each folio's first page, ascending."""
     sizes: NDArray[np.int32]
-    """Pages of 4 KiB of each: 1, or 512 for one that is mapped as a huge page."""
+    """Pages of 4 KiB of each, mapped or not: 512 for one that is mapped as a huge page, or else 1 (`folios.gather`)."""
     next: int
     """Where to go on: everything below it was seen."""
 

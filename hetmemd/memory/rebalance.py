@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetmemd.kernel import folios, libc, pages, procfs
-from hetmemd.kernel.pagemap import HUGE_PAGES, Pagemap, Presence
+from hetmemd.kernel.pagemap import HUGE, HUGE_PAGES, Pagemap, Presence
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import plan, regions, targets
@@ -195,7 +195,6 @@ class ProcessPass:
         if self._spans:
             target = self._spans[0].target
             addresses, sizes, _ = self._present(self._spans)
-            self._examined += int(sizes.sum())
             self._plan(target, addresses, sizes)
             return True
         # All was seen: what still waits for a window to become complete is planned as it is.
@@ -222,7 +221,8 @@ class ProcessPass:
         self._rests[id(target)] = _Rest(target, addresses[moves.rest], sizes[moves.rest])
         # Parts of a folio may lie apart, with something else between them: moved with one, the other is in place. Such
         # plans are held against the kernel before each call.
-        since = -STALE if bool(((sizes > 1) & (sizes != HUGE_PAGES)).any()) else time.monotonic()
+        is_whole = (sizes == 1) | ((sizes == HUGE_PAGES) & (addresses % HUGE == 0))
+        since = time.monotonic() if bool(is_whole.all()) else -STALE
         for destination in np.unique(moves.destination).tolist():
             index = moves.index[moves.destination == destination]
             for huge in (False, True):
@@ -250,6 +250,7 @@ class ProcessPass:
                     spans.appendleft(span._replace(start=found.next))
                 addresses.append(found.addresses)
                 sizes.append(found.sizes)
+                self._examined += int(found.sizes.sum())
                 # Address space with nothing in it costs a little as well.
                 count += int(found.sizes.sum()) + 8
             chunk = Presence(np.concatenate(addresses), np.concatenate(sizes), found.next)

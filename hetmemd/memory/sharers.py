@@ -38,8 +38,10 @@ class Sharers:
     def agree(self, tid: int, addresses: Addresses, sizes: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Of each folio of the process that thread `tid` belongs to, ascending: all of its pages are mapped by
         processes that agree, and by no other. None is where frames are not shown (CAP_SYS_ADMIN)."""
-        folio = np.repeat(np.arange(len(addresses)), sizes)
-        within = np.arange(len(folio)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        # A folio of which little is mapped is larger than what lies between it and the next.
+        spans = np.minimum(sizes, np.diff(addresses, append=np.int64(1) << 62) // PAGE_SIZE)
+        folio = np.repeat(np.arange(len(addresses)), spans)
+        within = np.arange(len(folio)) - np.repeat(np.cumsum(spans) - spans, spans)
         places = addresses[folio] + within * PAGE_SIZE
         with contextlib.ExitStack() as stack:
             try:
@@ -50,15 +52,16 @@ class Sharers:
             own = stack.enter_context(Pagemap(self._root, tid))
             frames = folios.frames_of(own, places)
             mapped = counts.values(frames).astype(np.int64)
+            is_ours_alone = _has_no_part_elsewhere(counts, frames, np.cumsum(spans) - spans, sizes)
         found = np.zeros(len(places), dtype=np.int64)
         mappings = self._mappings(tid)
         for pid in (tid, *self._others):
             found += self._mapped_by(pid, mappings, places, frames)
         agreed = (frames > 0) & (found >= mapped)
-        # A folio with holes: pages that are not mapped here are not at issue.
-        agreed |= frames == 0
-        result: NDArray[np.bool_] = np.bincount(folio, weights=agreed, minlength=len(addresses)) == sizes
+        agreed |= frames == 0  # a hole of the folio, looked at above
+        result: NDArray[np.bool_] = np.bincount(folio, weights=agreed, minlength=len(addresses)) == spans
         result &= np.bincount(folio, weights=frames > 0, minlength=len(addresses)) > 0
+        result &= is_ours_alone
         return result
 
     def _mapped_by(
@@ -96,6 +99,21 @@ class Sharers:
         if pid not in self._maps:
             self._maps[pid] = maps.read(self._root, pid)
         return self._maps[pid]
+
+
+def _has_no_part_elsewhere(
+    counts: folios.Frames, frames: NDArray[np.int64], begins: NDArray[np.int64], sizes: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """Of each folio, the frames of whose pages that are mapped here begin at these places: no other page of it is
+    mapped by anybody. It would move as well, and where it is mapped is not known. A folio is aligned to its size."""
+    result = np.ones(len(sizes), dtype=bool)
+    first = frames[begins]
+    for each in np.flatnonzero((sizes > 1) & (first > 0)).tolist():
+        size = int(sizes[each])
+        head = int(first[each]) // size * size
+        others = np.setdiff1d(np.arange(head, head + size), frames)
+        result[each] = not counts.values(others).any()
+    return result
 
 
 def _shift(ours: Mapping, other: Mapping) -> int | None:

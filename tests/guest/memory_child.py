@@ -1,7 +1,8 @@
 """A process whose memory is known page by page: maps, fills, waits, and says whether its contents are still right.
 
-usage: memory_child.py MEBIBYTES small|huge|holed|plain|ballast [fork|pin|lock]
-`holed` are huge pages of which page 7 is given back; `plain` leaves their size to the system; `ballast` takes room.
+usage: memory_child.py MEBIBYTES small|huge|holed|remnant|plain|ballast [fork|pin|lock]
+`holed` are huge pages of which page 7 is given back, `remnant` those of which only that is left; `plain` leaves their
+size to the system; `ballast` takes room.
 Prints `ADDRESS LENGTH` in decimal when all is filled; at the end of standard input checks and prints `intact` or what
 is wrong. With `fork` a child shares all pages until then; with `pin` the first 16 are held by a pipe; with `lock` all
 are locked in memory.
@@ -52,7 +53,8 @@ def main() -> None:
         place = skip + page * PAGE
         area[place : place + 8] = stamp(page)
         area[place + PAGE - 8 : place + PAGE] = stamp(page + 1)
-    holes = set(range(7, size // PAGE, HUGE // PAGE)) if kind == "holed" else set()
+    sevenths = set(range(7, size // PAGE, HUGE // PAGE))
+    holes = {"holed": sevenths, "remnant": set(range(size // PAGE)) - sevenths}.get(kind, set())
     for page in holes:
         area.madvise(mmap.MADV_DONTNEED, skip + page * PAGE, PAGE)
     if holes:

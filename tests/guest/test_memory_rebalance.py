@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hetmemd.kernel import pages, procfs, zoneinfo
+from hetmemd.kernel.pagemap import HUGE
 from hetmemd.kernel.root import Root
 from hetmemd.memory import headroom, measure, plan, targets
 from hetmemd.memory.rebalance import ProcessPass, StepResult
@@ -37,6 +38,10 @@ class Child:
         self.size = int(size)
         self.addresses = np.arange(int(base), int(base) + self.size, 4096, dtype=np.int64)
         self.process = procfs.identify(ROOT, self.popen.pid)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return int(self.addresses[0]), int(self.addresses[0]) + self.size
 
     def nodes(self) -> NDArray[np.int32]:
         return pages.query(self.popen.pid, self.addresses)
@@ -200,6 +205,25 @@ def test_huge_pages_with_holes_move_whole(children: list[Child]) -> None:
     mapped = np.delete(nodes, 7, axis=1)
     assert (mapped == mapped[:, :1]).all()
     assert abs(int((mapped[:, 0] == 1).sum()) - 8) <= 1
+    assert child.verdict() == "intact"
+
+
+@pytest.mark.lab(kernel="6.1")
+@pytest.mark.lab
+def test_what_is_left_of_huge_pages_is_paid_for_as_the_whole(children: list[Child]) -> None:
+    """Before 6.10 the kernel moves all of a folio of which a page is mapped: a page of 4 KiB takes 2 MiB."""
+    child = Child(64, "remnant")
+    children.append(child)
+    mover = ProcessPass(ROOT, child.process, targets.all_of(plan.within([1])), within=child.span)
+    before = zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"]
+    while not (result := mover.step(4 << 20)).bytes_moved:
+        assert not result.done
+    taken = before - zoneinfo.node_vmstat(ROOT, 1)["nr_free_pages"]
+    assert taken * 4096 < result.bytes_moved + (4 << 20)
+    assert (child.nodes() == 1).sum() * HUGE == result.bytes_moved <= 4 << 20
+    results = run(mover)
+    assert failed(results) == {}
+    assert (child.nodes() == 1).sum() == 32
     assert child.verdict() == "intact"
 
 

@@ -47,14 +47,16 @@ def mapped(path: str, access: int) -> mmap.mmap:
 
 
 def folios() -> None:
-    """Huge pages: one whole, one mapped page by page with a hole."""
-    area = anonymous(3 * HUGE, mmap.MADV_HUGEPAGE)
+    """Huge pages: two whole, one mapped page by page with a hole, one of which two pages are left, not neighbours."""
+    area = anonymous(5 * HUGE, mmap.MADV_HUGEPAGE)
     base = -address(area) % HUGE
-    for name in ("whole", "holed"):
+    gaps = {"whole": [], "next": [], "holed": [(100, 107)], "remnant": [(0, 100), (101, 300), (301, 512)]}
+    for name, holes in gaps.items():
         add(name, area, range(HUGE // PAGE), base)
+        for begin, end in holes:
+            area.madvise(mmap.MADV_DONTNEED, base + begin * PAGE, (end - begin) * PAGE)
+            area.madvise(mmap.MADV_NOHUGEPAGE, base, HUGE)  # or khugepaged fills the hole
         base += HUGE
-    area.madvise(mmap.MADV_DONTNEED, base - HUGE + 100 * PAGE, 7 * PAGE)
-    area.madvise(mmap.MADV_NOHUGEPAGE, base - HUGE, HUGE)  # or khugepaged fills the hole
 
 
 def stack(ready: threading.Event) -> None:

@@ -147,19 +147,20 @@ def test_a_huge_page_is_one_entry(layout: Layout) -> None:
     assert found.sizes.tolist() == [512]
 
 
-@pytest.mark.parametrize(("name", "mapped"), [("whole", 512), ("holed", 505)])
-def test_a_folio_mapped_page_by_page_is_one_entry(layout: Layout, name: str, mapped: int) -> None:
+@pytest.mark.parametrize(("name", "mapped", "first"), [("whole", 512, 0), ("holed", 505, 0), ("remnant", 2, 100)])
+def test_a_folio_mapped_page_by_page_is_one_entry(layout: Layout, name: str, mapped: int, first: int) -> None:
+    """Of its own size: the kernel moves all of it."""
     start, length = layout.spans[name]
     with Pagemap(ROOT, layout.pid) as pagemap:
         # As a kernel without the ioctl sees it: page by page.
-        pagemap.can_scan = name == "holed"
+        pagemap.can_scan = name != "whole"
         found = pagemap.present(start, start + length, 512)
         assert found.sizes.tolist() == [1] * mapped
         known = folios.Frames(ROOT)
         gathered = folios.gather(pagemap, known, found)
         known.close()
-    assert gathered.addresses.tolist() == [start]
-    assert gathered.sizes.tolist() == [mapped]
+    assert gathered.addresses.tolist() == [start + first * 4096]
+    assert gathered.sizes.tolist() == [512]
 
 
 def test_small_pages_stay_alone(layout: Layout) -> None:

@@ -75,9 +75,18 @@ def test_one_that_is_gone_maps_nothing(family: Family) -> None:
     assert family.agreed("forked", [family.children[0], ended.pid]) == 0
 
 
-def test_a_folio_moves_where_all_of_its_pages_may(family: Family) -> None:
-    """As one of 64 pages, of which the second child shares none or all."""
-    start, count = family.areas["half"]
-    whole = np.array([start], dtype=np.int64), np.array([count], dtype=np.int32)
-    assert Sharers(ROOT, family.children[:1]).agree(family.pid, *whole).all()
-    assert not Sharers(ROOT, []).agree(family.pid, *whole).any()
+def test_parts_of_a_folio_are_asked_about_as_far_as_the_next(family: Family) -> None:
+    """Of the second as much as is asked about lies here, of the first there is more elsewhere."""
+    start, count = family.areas["whole"]
+    addresses = np.array([start, start + count // 2 * 4096], dtype=np.int64)
+    sizes = np.array([count, count // 4], dtype=np.int32)
+    assert Sharers(ROOT, family.children[:1]).agree(family.pid, addresses, sizes).tolist() == [False, True]
+    assert not Sharers(ROOT, []).agree(family.pid, addresses, sizes).any()
+
+
+@pytest.mark.parametrize(("name", "agrees"), [("whole", True), ("halves", False)])
+def test_a_huge_page_of_which_another_maps_the_rest_stays(family: Family, name: str, agrees: bool) -> None:
+    start, count = family.areas[name]
+    folio = np.array([start], dtype=np.int64), np.array([count], dtype=np.int32)
+    assert Sharers(ROOT, family.children[:1]).agree(family.pid, *folio).tolist() == [agrees]
+    assert Sharers(ROOT, []).agree(family.pid, *folio).tolist() == [False]
