@@ -71,7 +71,7 @@ class Pagemap:
     def present(self, start: int, end: int, most: int) -> Presence:
         """Folios of `start` to `end`, about `most` pages of them (1024 at least).
 
-        Pages in swap, zero pages and what was never touched are left out.
+        Pages in swap, zero pages and what was never touched are left out, and huge pages that are not wholly within.
         """
         if self.can_scan:
             try:
@@ -117,8 +117,10 @@ class Pagemap:
             return _nothing(min(start - start % HUGE + HUGE, end))
         huge = (ranges[:, 2] & _PAGE_IS_HUGE) != 0
         steps = np.where(huge, HUGE, PAGE_SIZE)
-        counts = (ranges[:, 1] - ranges[:, 0]) // steps
-        first = np.repeat(ranges[:, 0], counts)
+        # A huge page that lies across the first or the last address is not of this range.
+        begins = -(-ranges[:, 0] // steps) * steps
+        counts = np.maximum(ranges[:, 1] - begins, 0) // steps
+        first = np.repeat(begins, counts)
         before = np.repeat(np.cumsum(counts) - counts, counts)
         addresses = first + (np.arange(len(first), dtype=np.int64) - before) * np.repeat(steps, counts)
         sizes = np.repeat(np.where(huge, HUGE_PAGES, 1).astype(np.int32), counts)

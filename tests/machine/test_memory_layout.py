@@ -147,6 +147,19 @@ def test_a_huge_page_is_one_entry(layout: Layout) -> None:
     assert found.sizes.tolist() == [512]
 
 
+def test_huge_pages_that_are_not_wholly_within_are_left_out(layout: Layout) -> None:
+    start, length = layout.spans["whole"]
+    with Pagemap(ROOT, layout.pid) as pagemap:
+        both = pagemap.present(start, start + 2 * length, 1)
+        later = pagemap.present(start + 4096, start + 2 * length, 1)
+        earlier = pagemap.present(start, start + 2 * length - 4096, 1)
+        if not pagemap.can_scan:
+            pytest.skip("this kernel tells of no huge pages")
+    assert both.addresses.tolist() == [start, start + length]
+    assert later.addresses.tolist() == [start + length]
+    assert earlier.addresses.tolist() == [start]
+
+
 @pytest.mark.parametrize(("name", "mapped", "first"), [("whole", 512, 0), ("holed", 505, 0), ("remnant", 2, 100)])
 def test_a_folio_mapped_page_by_page_is_one_entry(layout: Layout, name: str, mapped: int, first: int) -> None:
     """Of its own size: the kernel moves all of it."""
