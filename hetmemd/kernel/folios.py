@@ -115,11 +115,13 @@ def gather(pagemap: Pagemap, known: Frames, presence: Presence) -> Presence:
     begins[1:] = (np.diff(part) != 1) | (np.diff(frame[part]) != 1) | ~is_tail[1:]
     starts = np.flatnonzero(begins)
     heads = np.where(is_tail[starts], _heads(known, frame[part[starts]]), frame[part[starts]])
-    each, first_chain = np.unique(heads, return_index=True)
+    each, first_chain, folio_of_chain = np.unique(heads, return_index=True, return_inverse=True)
     first = part[starts[first_chain]]
+    upto = np.zeros(len(each), dtype=np.int64)
+    np.maximum.at(upto, folio_of_chain[np.cumsum(begins) - 1], frame[part])
     sizes = presence.sizes.copy()
     sizes[small[part]] = 0
-    sizes[small[first]] = _sizes(known, each)
+    sizes[small[first]] = _sizes(known, each, upto)
     return Presence(presence.addresses[sizes > 0], sizes[sizes > 0], presence.next)
 
 
@@ -148,17 +150,17 @@ def _any_part(known: Frames, frame: NDArray[np.int64]) -> bool:
     return bool((known.values(chosen) & (_HEAD | _TAIL)).any())
 
 
-def _sizes(known: Frames, heads: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Pages of the folios that begin with these frames: the first power of two behind which no tail of theirs is."""
-    sizes = np.full(len(heads), 1 << _LARGEST_ORDER, dtype=np.int32)
-    open_ = np.arange(len(heads))
-    for order in range(1, _LARGEST_ORDER):
-        ends = (known.values(heads[open_] + (1 << order)) & _TAIL) == 0
-        sizes[open_[ends]] = 1 << order
-        open_ = open_[~ends]
-        if not len(open_):
-            break
-    return sizes
+def _sizes(known: Frames, heads: NDArray[np.int64], upto: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Pages of the folios that begin with the frames `heads` and have the frames `upto`: the first power of two behind
+    which no tail of theirs is."""
+    orders: NDArray[np.int32] = np.maximum(np.frexp(upto - heads)[1], 1)
+    open_ = np.flatnonzero(orders < _LARGEST_ORDER)
+    while len(open_):
+        goes_on = (known.values(heads[open_] + (1 << orders[open_])) & _TAIL) != 0
+        open_ = open_[goes_on]
+        orders[open_] += 1
+        open_ = open_[orders[open_] < _LARGEST_ORDER]
+    return np.left_shift(np.int32(1), orders)
 
 
 def _heads(known: Frames, tails: NDArray[np.int64]) -> NDArray[np.int64]:
