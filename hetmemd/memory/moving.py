@@ -38,8 +38,9 @@ MOST_WAITING = 65536
 
 REASONS = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone", "other")
 """Why a page was not moved. busy: pinned or under I/O. shared: mapped by another process too. not-present: freed or
-swapped out meanwhile. node-full: the reserve of the node was reached. no-memory: the kernel found none there. cpuset:
-the task may not use that node. gone: the process ended. other: a node went offline, or somebody else moved the page."""
+swapped out meanwhile. node-full: the reserve of the node was reached, or it is in pieces too small. no-memory: the
+kernel found none there. cpuset: the task may not use that node. gone: the process ended. other: a
+node went offline, or somebody else moved the page."""
 
 _OF_STATUS = {-errno.EACCES: "shared", -errno.EBUSY: "busy", -errno.ENOENT: "not-present", -errno.EFAULT: "not-present"}
 _OF_CALL = {errno.ENOMEM: "no-memory", errno.EACCES: "cpuset"}
@@ -235,7 +236,7 @@ class Mover:
         largest = int(batch.sizes.max())
         room = self._headroom.room(batch.destination, largest)
         if room < largest:
-            self._refuse(batch, "node-full")
+            self._does_not_fit(batch, largest)
             return
         most = min(self._pace.pages(batch.huge, seconds) * self._lanes.count, most_pages, room)
         count = max(int(np.searchsorted(np.cumsum(batch.sizes), most, side="right")), 1)
@@ -321,8 +322,9 @@ class Mover:
         if call.result < 0:
             self._refuse(rest, _OF_CALL.get(-call.result, "other"))
             return
-        if self._headroom.room(batch.destination, int(rest.sizes.max())) < rest.pages:
-            self._refuse(rest, "node-full")
+        largest = int(rest.sizes.max())
+        if self._headroom.room(batch.destination, largest) < rest.pages:
+            self._does_not_fit(rest, rest.pages)
             return
         # Where a page of those that it has gathered would not move, the kernel stops at the next that it cannot gather,
         # whose status it writes: those behind were not tried (do_pages_move() in mm/migrate.c).
@@ -352,6 +354,16 @@ class Mover:
         self.done.failed["shared"] += batch.part(~agreed).pages
         if agreed.any():
             self._batches.append(replace(batch.part(agreed), is_together=True))
+
+    def _does_not_fit(self, batch: Batch, needed: int) -> None:
+        """There is no room for its largest folios. Where as many pages are free, in pieces, smaller ones may move."""
+        if self._headroom.room(batch.destination) < needed:
+            self._refuse(batch, "node-full")
+            return
+        is_largest = batch.sizes == batch.sizes.max()
+        self.done.failed["node-full"] += batch.part(is_largest).pages
+        if not is_largest.all():
+            self._batches.appendleft(batch.part(~is_largest))
 
     def _refuse(self, batch: Batch, reason: str) -> None:
         """The batch and all else that was to go to this node is given up."""

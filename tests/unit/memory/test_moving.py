@@ -352,6 +352,29 @@ def test_a_small_call_is_not_shared_out() -> None:
     assert len(kernel.calls) == 1
 
 
+@dataclass
+class InPieces(Plenty):
+    """Free blocks are of so many pages at most."""
+
+    largest: int = 1
+
+    def room(self, node: int, folio: int = 1) -> int:
+        return MUCH if folio <= self.largest else 0
+
+
+def test_a_node_that_is_in_pieces_takes_what_fits() -> None:
+    kernel = memory(40)
+    moving = mover(kernel, InPieces(largest=16))
+    mixed = batch(kernel, range(20), size=16)
+    mixed.sizes[::2] = 512
+    moving.put(mixed)
+    moving.put(batch(kernel, range(20, 40)))
+    go_on(moving, kernel)
+    done = moving.take()
+    assert (done.pages, +done.failed) == (10 * 16 + 20, {"node-full": 10 * 512})
+    assert not moving.refused
+
+
 @pytest.mark.parametrize("room", [0, 100])
 def test_a_full_node_takes_what_it_has_room_for(room: int) -> None:
     kernel = memory(300)
