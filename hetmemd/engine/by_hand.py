@@ -255,21 +255,24 @@ def placed(chosen: Sequence[Region], share: Share) -> dict[str, Any]:
 
 
 def move(mover: ProcessPass, rate: int, stop: Callable[[], str], progress: Callable[[int], None]) -> dict[str, Any]:
-    """One pass, at most `rate` bytes a second. Blocks until it is over, or `stop` says why it has to be."""
+    """One pass, at most `rate` bytes a second. Blocks until it is over, or `stop` says why it has to be, or Ctrl-C."""
     moved, failed = 0, Counter[str]()
     began = time.monotonic()
-    while not (stopped := stop()):
-        result = mover.step(STEP)
-        moved += result.bytes_moved
-        failed.update(result.failed)
-        progress(moved)
-        if result.done:
-            stopped = "the process is gone" if result.gone else ""
-            break
-        owed = moved / rate - (time.monotonic() - began)
-        # Left alone for as long as the step took. Half of the time is the process's own: the daemon leaves it far more,
-        # but here somebody waits.
-        time.sleep(max(owed, result.wait, result.seconds))
+    try:
+        while not (stopped := stop()):
+            result = mover.step(STEP)
+            moved += result.bytes_moved
+            failed.update(result.failed)
+            progress(moved)
+            if result.done:
+                stopped = "the process is gone" if result.gone else ""
+                break
+            owed = moved / rate - (time.monotonic() - began)
+            # Left alone for as long as the step took. Half of the time is the process's own: the daemon leaves it far
+            # more, but here somebody waits.
+            time.sleep(max(owed, result.wait, result.seconds))
+    except KeyboardInterrupt:
+        stopped = "interrupted"  # of a step that it fell into, nothing is told
     return {
         "moved_bytes": moved,
         "failed_pages": dict(failed),

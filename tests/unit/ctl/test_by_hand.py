@@ -142,6 +142,15 @@ def test_moving_stops_when_it_has_to() -> None:
     assert "stopped: the kill switch is on" in commands.move_lines(told, text.Paint(False))
 
 
+def test_what_was_moved_is_told_when_somebody_has_waited_enough() -> None:
+    def interrupt(moved: int) -> None:
+        raise KeyboardInterrupt
+
+    mover = _Mover(*[StepResult(bytes_moved=PAGE)] * 3)
+    told = by_hand.move(mover, 1 << 30, lambda: "", interrupt)  # type: ignore[arg-type]
+    assert (told["moved_bytes"], told["stopped"]) == (PAGE, "interrupted")
+
+
 def test_what_lies_wrong_is_what_would_move() -> None:
     process = found(region(0, 100), region(200, 300, "stack"), region(300, 350, policy=BIND))
     share = by_hand.share_of(Choice(), plan.ratio({0: 3, 1: 1}))
