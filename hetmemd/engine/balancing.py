@@ -41,8 +41,11 @@ GLOBAL = "global"
 """The key of the bucket in which every move pays."""
 MOST = 64 << 20
 """Bytes that one step may be allowed: what bounds its time is the mover itself."""
-THREADS = 16
-"""One works at a time: the others are there for figures that take long, and for calls that are stuck."""
+READERS = 16
+"""One works at a time: the others are there for figures that take long, and for reads that are stuck."""
+MOVERS = 4
+"""Likewise. Not more: where a processor is kept from the kernel (a real-time task, before 6.12), a move waits for it
+and keeps the LRU caches of all processors off meanwhile, and the next ones would wait for the same."""
 STEP_SECONDS = 10.0
 AT_ONCE = 16
 """Processes measured between two rounds of steps: a start on a full machine must not hold the moves up."""
@@ -84,7 +87,8 @@ class Balancer:
         self._tally = tally
         self._observing = observing
         self._changed = changed
-        self._threads = OffLoop("mover", THREADS, STEP_SECONDS)
+        self._readers = OffLoop("measurer", READERS, STEP_SECONDS)
+        self._movers = OffLoop("mover", MOVERS, STEP_SECONDS)
         self._passes: dict[int, Pass] = {}
         self._measuring: set[ProcessId] = set()
         self._moving: set[ProcessId] = set()
@@ -152,7 +156,7 @@ class Balancer:
             self._passes.pop(record.process.pid, None)
             record.idle_passes += 1
             record.measure_at = asyncio.get_running_loop().time() + self._backoff(record)
-            why = "its mmap lock is held" if isinstance(error, StuckError) else str(error)
+            why = "a call waits for its mmap lock, or a processor" if isinstance(error, StuckError) else str(error)
             record.acted = f"moving pages: {why}"
             if isinstance(error, (OSError, StuckError)):
                 log.warning("moving pages of %s[%d]: %s", record.comm, record.process.pid, why)
@@ -162,12 +166,13 @@ class Balancer:
     def close(self) -> None:
         """A step that is under way ends by itself within the bound of one call, or is stuck."""
         self._passes.clear()
-        self._threads.close()
+        self._readers.close()
+        self._movers.close()
 
     @property
     def stuck(self) -> int:
-        """Calls that wait for a target's mmap lock."""
-        return self._threads.stuck
+        """Calls that wait for a target's mmap lock, or for a processor."""
+        return self._readers.stuck + self._movers.stuck
 
     # -- measuring
 
@@ -233,7 +238,7 @@ class Balancer:
         if settled is None or settled.times >= SAMPLES:
             return False
         settled.times += 1
-        told = await self._threads.call(
+        told = await self._readers.call(
             record.process, lambda: measuring.estimate(self._root, record.process.pid, settled, self._chance)
         )
         is_settled = told.is_within(settled.spans[0].target, tolerance) is True
@@ -329,7 +334,7 @@ class Balancer:
         self._budgets.pay(active.keys, allowed)
         moved = allowed
         try:
-            result = await self._threads.call(active.record.process, lambda: self._move(active, allowed))
+            result = await self._movers.call(active.record.process, lambda: self._move(active, allowed))
             moved = result.bytes_moved if result else 0
         except OSError:
             moved = 0
@@ -400,7 +405,7 @@ class Balancer:
         mappers = len(self._agreeing(record)) + 1 if effective.handling.shared == "move" else 0
         smallest = effective.handling.min_region
         try:
-            measured, spent = await self._threads.call(
+            measured, spent = await self._readers.call(
                 record.process,
                 priced(lambda: measuring.figures(self._root, record, placement, self._machine(), mappers, smallest)),
                 patience(self._root, record.process.pid),
