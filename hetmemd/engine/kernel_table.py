@@ -34,8 +34,8 @@ SETTING = "[kernel] weights"
 class _Record:
     before: Table
     wanted: Table
-    found: Table
-    """What was read back after the last write."""
+    found: Table | None
+    """What was read back after the last write; None where a write was begun and nobody read what became of it."""
 
 
 class KernelTable:
@@ -74,7 +74,7 @@ class KernelTable:
             return False
         if table.agrees(now, wanted):
             return False
-        if record and record.wanted == wanted and not insist:
+        if record and record.found and record.wanted == wanted and not insist:
             # What could be done was done.
             if table.agrees(now, record.found):
                 self.notes = held
@@ -82,7 +82,7 @@ class KernelTable:
                 self._note(f"{SETTING}: somebody else changed the kernel's table; it is left as it is until a reload")
             return False
         before = record.before if record else now
-        if not self._keep(_Record(before, wanted, record.found if record else now)):
+        if not self._keep(_Record(before, wanted, None)):
             return False
         wrote = self._write(table.writes(now, wanted), machine)
         self._keep(_Record(before, wanted, self._now() or now))
@@ -93,13 +93,15 @@ class KernelTable:
         record, now = self._read(), self._now()
         if record is None or now is None or self._is_switched_off():
             return False
+        # Amid a write nobody else's word can be told from ours: all of it is given back.
+        found = record.found or now
         ours = {
             node: weight
             for node, weight in record.before.weights.items()
-            if now.weights.get(node) == record.found.weights.get(node)
+            if now.weights.get(node) == found.weights.get(node)
         }
         # That of somebody who turned it since stays turned.
-        auto = record.before.auto if now.auto == record.found.auto else now.auto
+        auto = record.before.auto if now.auto == found.auto else now.auto
         wrote = self._write(table.writes(now, Table(ours, auto)))
         left = self._now()
         if left is None or all(left.weights.get(node, weight) == weight for node, weight in ours.items()):
@@ -159,7 +161,8 @@ class KernelTable:
     def _read(self) -> _Record | None:
         try:
             found = json.loads(self._root.read_bytes(PATH))
-            return _Record(*(_table(found[key]) for key in ("before", "wanted", "found")))
+            after = found["found"]
+            return _Record(_table(found["before"]), _table(found["wanted"]), after and _table(after))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

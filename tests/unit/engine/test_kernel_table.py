@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,39 @@ def test_a_restart_knows_what_was_there(kept: Kept) -> None:
     kept.start()
     assert not kept.hold(GIVEN)
     assert kept.hold("leave") and kept.held() == ({0: 1, 1: 1}, None), "a setting that goes is undone"
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("is_asked_still", [True, False])
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_killed_amid_its_writes_it_goes_on_or_gives_back(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, done: int, is_asked_still: bool
+) -> None:
+    """After the record of what was there, after one of the two weights, after both."""
+    steps = iter(range(done))
+
+    def then_killed(act: Callable[..., object]) -> Callable[..., object]:
+        def act_or_die(*what: object) -> object:
+            if next(steps, None) is None:
+                raise KilledError
+            return act(*what)
+
+        return act_or_die
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "write", then_killed(table.write))
+        patch.setattr(kept.table, "_keep", then_killed(kept.table._keep))
+        with pytest.raises(KilledError):
+            kept.hold(GIVEN)
+    kept.start()
+    if is_asked_still:
+        kept.hold(GIVEN)
+        assert kept.held() == ({0: 7, 1: 2}, None) and kept.table.notes == ()
+    kept.hold("leave")
+    assert kept.held() == ({0: 1, 1: 1}, None) and not kept.root.path(PATH).exists()
 
 
 def test_another_setting_keeps_what_was_there_first(kept: Kept) -> None:
