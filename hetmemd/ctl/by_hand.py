@@ -85,7 +85,10 @@ def move_request(where: str | None, weights: str | None) -> Request:
         if not sign or not number.isdecimal() or not 1 <= int(number) <= 255:
             raise ValueError(f'--weights: {part!r}: write it like "0=3,1=1", with 1 to 255')
         pairs.append((nodes.parse(name), int(number)))
-    named = where or "+".join(name for name, _, _ in (part.partition("=") for part in weights.split(",")))
+    names = [part.partition("=")[0] for part in weights.split(",")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--weights: {twice[0]} has two weights")
+    named = where or "+".join(names)
     return Request(Mode.WEIGHTED_INTERLEAVE, nodes.parse(named), tuple(pairs))
 
 
@@ -112,6 +115,7 @@ def bind_lines(told: Answer, paint: Paint) -> list[str]:
 
 def move_lines(told: Answer, paint: Paint) -> list[str]:
     rows = [f"{paint('title', 'before')}  {_placed(told['before'])}"]
+    rows += [f"  left: {size(count)}, {why}" for why, count in told["left"].items()]
     if told["dry_run"]:
         return [*rows, f"would move {size(told['before']['misplaced_bytes'])}"]
     if "after" in told:

@@ -30,6 +30,7 @@ from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
 from hetmemd.memory import measure, regions
 from hetmemd.memory.headroom import Headroom
+from hetmemd.memory.measure import Measurement
 from hetmemd.memory.moving import beside_one_another
 from hetmemd.memory.plan import Target
 from hetmemd.memory.rebalance import ProcessPass
@@ -113,8 +114,16 @@ def exactly(root: Root, found: Found, chosen: Sequence[Region]) -> list[Region]:
     ]
 
 
+def _chosen(root: Root, found: Found, choice: Choice) -> list[Region]:
+    """`RefusedError` for a range without any memory: nothing of what is wanted could be done."""
+    cut = choice.cut(found.regions)
+    if choice.span and not cut:
+        raise RefusedError(f"process {found.process.pid} has nothing mapped in that range")
+    return exactly(root, found, cut)
+
+
 def _pages(root: Root, found: Found, start: int, end: int) -> Counter[int]:
-    """By node, in units of 4 KiB."""
+    """By node, in units of 4 KiB, without huge pages that are not wholly within."""
     counted: Counter[int] = Counter()
     with Pagemap(root, found.process.pid, found.tid) as pagemap:
         while start < end:
@@ -244,9 +253,8 @@ def target_for(placement: Placement, found: Found, machine: Machine) -> Target:
     return target
 
 
-def placed(chosen: Sequence[Region], share: Share) -> dict[str, Any]:
+def placed(figures: Measurement) -> dict[str, Any]:
     """Where what is chosen lies, and what of it lies wrong: the least that has to move."""
-    figures = measure.of_regions(chosen, share)
     return {
         "bytes_by_node": {str(node): size for node, size in sorted(figures.bytes_by_node.items())},
         "misplaced_bytes": int(figures.misplaced),
@@ -286,7 +294,7 @@ def run_bind(root: Root, pid: int, choice: Choice, request: Request, overrides: 
     machine = topology.read(root)
     brakes, found = _looked_at(root, pid, machine, dry_run)
     placement = placement_of(request, found, machine)
-    chosen = exactly(root, found, choice.cut(found.regions))
+    chosen = _chosen(root, found, choice)
     wanted = changes(chosen, placement, found, machine, overrides, cleared(root, chosen, placement, found))
     check_headroom(Headroom(root), wanted, found.allowed)
     told: dict[str, Any] = {
@@ -315,15 +323,16 @@ def run_move(
     machine = topology.read(root)
     brakes, found = _looked_at(root, pid, machine, dry_run)
     share = share_of(choice, target_for(placement_of(request, found, machine), found, machine))
-    before = placed(exactly(root, found, choice.cut(found.regions)), share)
-    told: dict[str, Any] = {"pid": pid, "before": before, "dry_run": dry_run}
+    before = measure.of_regions(_chosen(root, found, choice), share)
+    left = {why: sum(by_node.values()) for why, by_node in sorted(before.left_out.items())}
+    told: dict[str, Any] = {"pid": pid, "before": placed(before), "left": left, "dry_run": dry_run}
     if not dry_run:
         with beside_one_another(min(LANES, len(os.sched_getaffinity(0)))) as lanes:
             mover = ProcessPass(root, found.process, share, within=choice.span, lanes=lanes)
             told |= move(mover, rate, lambda: brakes.switch() or _shares(brakes, pid), progress)
         if not told["stopped"]:
             now = look(root, pid, machine)
-            told["after"] = placed(exactly(root, now, choice.cut(now.regions)), share)
+            told["after"] = placed(measure.of_regions(exactly(root, now, choice.cut(now.regions)), share))
     return told
 
 

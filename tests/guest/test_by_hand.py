@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.guest.daemon import FILES, PATIENCE, Group, drop, eventually, hetmemctl, huge_pool, policy, told
+from hetmemd.kernel import pages
+from tests.guest.daemon import FILES, PATIENCE, Child, Group, drop, eventually, hetmemctl, huge_pool, policy, told
 from tests.machine.regions_program import Program
 
 pytestmark = pytest.mark.lab
+HUGE = 2 << 20
 SCALE = 64
 """4 MiB of memory in a region of 16 pages."""
 
@@ -65,6 +68,35 @@ def test_a_ratio_within_a_range(program: Program) -> None:
     assert program.pages("anon")[1] * 4096 == done["moved_bytes"]
     assert done["after"]["distance"] < 0.02
     assert program.pages("heap")[1] == 0
+
+
+@pytest.mark.parametrize(("first", "last", "which"), [(100, 400, set()), (100, 1124, {2}), (-100, 512, {1})])
+def test_a_huge_page_that_lies_partly_in_a_range_stays(first: int, last: int, which: set[int]) -> None:
+    """Pages are counted from the second of four huge pages."""
+    child = Child(8, "huge", None, "--membind=0")
+    try:
+        start = child.base + HUGE
+        words = ("move", str(child.pid), f"{start + first * 4096:x}-{start + last * 4096:x}", "--nodes", "1")
+        said = hetmemctl(*words, "--dry-run")
+        assert said["before"]["bytes_by_node"].get("0", 0) == len(which) * HUGE
+        done = hetmemctl(*words)
+        assert done["moved_bytes"] == said["before"]["misplaced_bytes"] == len(which) * HUGE
+        assert done["after"]["bytes_by_node"].get("1", 0) == len(which) * HUGE
+        nodes = pages.query(child.pid, np.arange(child.base, child.base + child.size, 4096)).reshape(-1, 512)
+        assert (nodes == nodes[:, :1]).all()
+        assert set(np.flatnonzero(nodes[:, 0] == 1).tolist()) == which
+        assert child.intact()
+    finally:
+        child.close()
+
+
+def test_what_cannot_be_moved_is_said(program: Program) -> None:
+    start, length = program.spans["shared"]
+    for what in ("shm", f"{start:x}-{start + length:x}"):
+        for more in (["--dry-run"], []):
+            told = hetmemctl("move", str(program.popen.pid), what, "--nodes", "1", *more)
+            assert told["before"]["bytes_by_node"] == {}
+            assert told["left"] == {"shm": length if "-" in what else length + program.spans["memfd"][1]}
 
 
 def test_the_kill_switch_stops_it(program: Program) -> None:

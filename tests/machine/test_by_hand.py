@@ -169,3 +169,11 @@ def test_of_a_range_its_own_pages_are_counted(root: Root, program: Program, page
     start, _ = program.spans["anon"]
     told = by_hand.run_move(root, program.popen.pid, Choice(span=(start, start + pages * 4096)), BIND, 1 << 30, True)
     assert told["before"]["bytes_by_node"] == {"0": pages * 4096}
+
+
+def test_a_range_without_memory_is_refused(root: Root, program: Program) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match="nothing mapped"):
+            by_hand.run_move(root, program.popen.pid, Choice(span=(4096, 8192)), BIND, 1 << 30, dry_run)
+        with pytest.raises(RefusedError, match="nothing mapped"):
+            by_hand.run_bind(root, program.popen.pid, Choice(span=(4096, 8192)), INTERLEAVE, False, dry_run)

@@ -14,7 +14,7 @@ from hetmemd.engine.by_hand import Choice, Found
 from hetmemd.engine.regionwise import Change
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
-from hetmemd.memory import plan
+from hetmemd.memory import measure, plan
 from hetmemd.memory.rebalance import StepResult
 from hetmemd.memory.regions import Region
 from hetmemd.policy.effective import Placement
@@ -73,7 +73,8 @@ def test_binds_that_cannot_be(mode: str, nodes: str | None, home: int | None) ->
 
 
 @pytest.mark.parametrize(
-    ("nodes", "weights"), [(None, None), (None, "0=3,1"), (None, "0=0"), ("x", None), (None, "0=256")]
+    ("nodes", "weights"),
+    [(None, None), (None, "0=3,1"), (None, "0=0"), ("x", None), (None, "0=256"), (None, "0=3,0=1")],
 )
 def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -138,8 +139,10 @@ def test_moving_stops_when_it_has_to() -> None:
     mover = _Mover(*[StepResult(bytes_moved=PAGE)] * 9)
     told = by_hand.move(mover, 1 << 30, lambda: next(words), lambda moved: None)  # type: ignore[arg-type]
     assert (told["stopped"], told["moved_bytes"], mover.steps) == ("the kill switch is on", 2 * PAGE, 2)
-    told = {"before": {"bytes_by_node": {}, "distance": 0.0}, "dry_run": False, **told}
-    assert "stopped: the kill switch is on" in commands.move_lines(told, text.Paint(False))
+    told = {"before": {"bytes_by_node": {}, "distance": 0.0}, "left": {"shm": 8192}, "dry_run": False, **told}
+    lines = commands.move_lines(told, text.Paint(False))
+    assert "stopped: the kill switch is on" in lines
+    assert "  left: 8.0 KiB, shm" in lines
 
 
 def test_what_was_moved_is_told_when_somebody_has_waited_enough() -> None:
@@ -154,7 +157,7 @@ def test_what_was_moved_is_told_when_somebody_has_waited_enough() -> None:
 def test_what_lies_wrong_is_what_would_move() -> None:
     process = found(region(0, 100), region(200, 300, "stack"), region(300, 350, policy=BIND))
     share = by_hand.share_of(Choice(), plan.ratio({0: 3, 1: 1}))
-    where = by_hand.placed(process.regions, share)
+    where = by_hand.placed(measure.of_regions(process.regions, share))
     assert where["bytes_by_node"] == {"0": 150 * PAGE}
     assert where["misplaced_bytes"] == pytest.approx(150 * PAGE / 4, abs=1)
 
