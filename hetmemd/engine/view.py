@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from hetmemd.engine.decide import issuable, shows
 from hetmemd.engine.regionwise import Asked, Verdict, decide_regions
 from hetmemd.kernel import procfs
 from hetmemd.kernel.mempolicy import DEFAULT, NO_FLAGS, Mempolicy, Mode
 from hetmemd.kernel.root import Root
+from hetmemd.machine import topology
 from hetmemd.memory import regions
 from hetmemd.memory.scope import scope
 from hetmemd.policy import language
@@ -24,10 +27,13 @@ def of_process(root: Root, pid: int, told: JSONObject | None) -> JSONObject:
     tid = procfs.living_thread(root, pid)
     found = regions.read(root, pid, tid) if tid is not None else []
     asked = asked_of(told)
+    if asked.policy:
+        # What the service issues on this kernel: without it, what hetmemd bound would pass for the application's.
+        asked = replace(asked, policy=issuable(asked.policy, topology.read(root)))
     own = regions.task_policy(root, pid, tid) or DEFAULT
     allowed = procfs.mems_allowed(procfs.status(root, pid, tid))
     issued = {asked.policy} if asked.policy else set()
-    is_foreign = asked.policy is not None and own not in (DEFAULT, asked.policy)
+    is_foreign = asked.policy is not None and own != DEFAULT and not shows(own, asked.policy, allowed)
     decision = decide_regions(found, asked, allowed, issued=issued, is_foreign=is_foreign)
     return {
         "task_policy": str(own),

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from tests.conftest import HERE
-from tests.guest.daemon import Child, Group, drop, eventually, metrics, policy, shown, told
+from tests.guest.daemon import Child, Group, drop, eventually, hetmemctl, metrics, policy, shown, told
+from tests.machine.regions_program import Program
 
 pytestmark = [
     pytest.mark.usefixtures("service"),
@@ -73,6 +74,20 @@ def test_L5_balancing_is_set_where_the_kernel_takes_it(group: Group, task: Task,
     eventually("said", lambda: notes().count("does not take the flag balancing") == lacks)
     view = told("explain", group.path)
     assert view["state"] == "active"
+
+
+def test_regions_that_the_policy_bound_are_not_taken_for_the_applications(group: Group) -> None:
+    program = Program()
+    try:
+        group.take(program.popen.pid)
+        drop("50-test.toml", policy(group.path, nodes="0-1", more='memory = ["heap", "anon"]\n'))
+        eventually("bound", lambda: "default" not in program.all("heap", "anon"))
+        found = hetmemctl("explain", str(program.popen.pid), "--regions")["regions"]
+        why = {each["start"]: each["why"] for each in found}
+        assert why[program.spans["anon"][0]] == "bound by the policy"
+        assert why[program.spans["own"][0]] == "bound by the application (T4)"
+    finally:
+        program.end()
 
 
 def test_L1_a_restart_changes_nothing(group: Group, task: Task) -> None:
