@@ -59,10 +59,11 @@ def target_of(
 ) -> plan.Target | None:
     """Where pages should be, on the nodes that the process may use; None where the mode asks for no place (I6).
 
-    `cpus` are those that it may run on: `local` is memory of their nodes. Without them nothing is local.
+    `cpus` are those that it may run on: `local` is memory of their nodes, or where a node has none the nearest, from
+    which the kernel serves its CPUs. Without them nothing is local.
     """
     if placement.mempolicy.mode is Mode.LOCAL:
-        nodes = frozenset(node.id for node in machine.nodes.values() if node.has_memory and node.cpus & cpus) & allowed
+        nodes = _local(machine, cpus) & allowed
     else:
         nodes = placement.nodes_within(allowed)
     if not nodes:
@@ -70,3 +71,16 @@ def target_of(
     if placement.is_ratio:
         return plan.ratio(placement.shares(allowed))
     return plan.within(nodes, {number: node.distances for number, node in machine.nodes.items()})
+
+
+def _local(machine: Machine, cpus: frozenset[int]) -> frozenset[int]:
+    found: set[int] = set()
+    for node in machine.nodes.values():
+        if not node.cpus & cpus:
+            continue
+        if node.has_memory:
+            found.add(node.id)
+            continue
+        distances = {to: node.distances[to] for to in machine.memory_nodes if to in node.distances}
+        found |= {to for to, distance in distances.items() if distance == min(distances.values())}
+    return frozenset(found)

@@ -15,6 +15,7 @@ from hetmemd.kernel.cgroupfs import NoCgroup2
 from hetmemd.kernel.mempolicy import Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
+from hetmemd.machine.topology import Machine, Node
 from hetmemd.memory import plan
 from hetmemd.policy.effective import Handling, Placement
 from hetmemd.remote.result import Outcome
@@ -184,6 +185,21 @@ def test_where_pages_should_be_by_mode(world: World) -> None:
     assert isinstance(home, plan.Within)
     assert (home.nodes, home.destination(1)) == ((0,), 0)
     assert target_of(Placement(Mempolicy(Mode.LOCAL)), frozenset({1}), world.machine, frozenset({1})) is None
+
+
+def test_what_is_local_to_cpus_without_memory_is_the_nearest() -> None:
+    distances = {0: 21, 1: 10, 2: 31}
+    machine = Machine(
+        {
+            0: Node(0, frozenset({0}), 1 << 30),
+            1: Node(1, frozenset({1}), 0, distances, has_memory=False),
+            2: Node(2, frozenset(), 1 << 30),
+        }
+    )
+    local = Placement(Mempolicy(Mode.LOCAL))
+    home = target_of(local, frozenset({0, 2}), machine, frozenset({1}))
+    assert isinstance(home, plan.Within)
+    assert home.nodes == (0,)
 
 
 def test_the_worst_thread_speaks_for_a_process() -> None:
