@@ -22,6 +22,9 @@ def explain(chosen: argparse.Namespace, pid: int, show: Show) -> int:
     told = asked(pid, chosen.socket)
     note = "" if told else "the service does not answer, or knows nothing of the process: why is not known"
     source = (told.get("own") or told.get("inherited_from")) if told else None
+    shown = view.of_process(Root(), pid, told)
+    if not shown["regions"]:
+        note = "it has no memory: a kernel thread, or a process that has ended"
     found = {
         "schema": 1,
         "pid": pid,
@@ -29,7 +32,7 @@ def explain(chosen: argparse.Namespace, pid: int, show: Show) -> int:
         "effective": told["effective"] if told else None,
         "source": source,
         "note": note,
-        **view.of_process(Root(), pid, told),
+        **shown,
     }
     show(chosen, found, lambda paint: lines(found, paint))
     return 0

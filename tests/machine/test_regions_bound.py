@@ -223,6 +223,15 @@ def test_by_hand(program: Program) -> None:
     assert hetmemctl("bind", pid, "heep", "--mode", "local").returncode == 2
 
 
+def test_who_has_no_memory_is_told_so() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        eventually("a zombie", lambda: procfs.stat(ROOT, ended.pid).state == "Z")
+        told = hetmemctl("explain", str(ended.pid), "--regions", "--json")
+        assert told.returncode == 0, told.stderr
+        found = json.loads(told.stdout)
+        assert (found["regions"], "no memory" in found["note"]) == ([], True)
+
+
 SLEEPS = "import ctypes, sys, time; ctypes.CDLL(None).prctl(4, int(sys.argv[1])); print(flush=True); time.sleep(1000)"
 
 
