@@ -171,6 +171,8 @@ def changes(
             left["has it already"] += 1
         elif region.is_bound and not overrides:
             left["has a policy of its own (--override)"] += 1
+        elif region.kind == "hugetlb" and region.page_size and (region.start | region.end) % region.page_size:
+            left["hugetlb: the range begins or ends within a huge page"] += 1
         elif region.kind in ON_CONDITION and region.start not in cleared:
             left[_UNCLEARED[region.kind]] += 1
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,15 @@ def test_shared_and_huge_memory_only_where_it_is_cleared() -> None:
     told = by_hand.changes(process.regions, Placement(BIND), process, DRAM_CXL, True, frozenset({20 * PAGE}))
     assert [(change.start, change.end) for change in told.made] == [(20 * PAGE, 30 * PAGE)]
     assert [why.partition(":")[0] for why in told.left] == ["shm", "hugetlb"]
+
+
+@pytest.mark.parametrize(("first", "last", "is_bound"), [(512, 1024, True), (512, 1000, False), (600, 1024, False)])
+def test_a_huge_page_of_hugetlb_is_bound_whole_or_not_at_all(first: int, last: int, is_bound: bool) -> None:
+    whole = replace(region(512, 2048, "hugetlb"), page_size=2 << 20)
+    process = found(whole)
+    chosen = Choice(span=(first * PAGE, last * PAGE)).cut(process.regions)
+    told = by_hand.changes(chosen, Placement(BIND), process, DRAM_CXL, True, frozenset({each.start for each in chosen}))
+    assert (len(told.made), len(told.left)) == ((1, 0) if is_bound else (0, 1))
 
 
 class _Mover:
