@@ -104,6 +104,7 @@ def owner_of(told: Answer | None, is_move: bool) -> str:
 def bind_lines(told: Answer, paint: Paint) -> list[str]:
     will = "would be bound" if told["dry_run"] else "to bind"
     rows = [f"{paint('title', told['policy'])}: {len(told['ranges'])} ranges, {size(told['bytes'])} {will}"]
+    rows += [f"  note: {note}" for note in told["notes"]]
     rows += [f"  {each['start']:x}-{each['end']:x}" for each in told["ranges"]]
     rows += [f"  left: {count} {why}" for why, count in sorted(told["left"].items())]
     if "bound" in told:
@@ -115,6 +116,7 @@ def bind_lines(told: Answer, paint: Paint) -> list[str]:
 
 def move_lines(told: Answer, paint: Paint) -> list[str]:
     rows = [f"{paint('title', 'before')}  {_placed(told['before'])}"]
+    rows += [f"  note: {note}" for note in told["notes"]]
     rows += [f"  left: {size(count)}, {why}" for why, count in told["left"].items()]
     if told["dry_run"]:
         return [*rows, f"would move {size(told['before']['misplaced_bytes'])}"]

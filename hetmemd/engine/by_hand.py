@@ -95,12 +95,13 @@ def look(root: Root, pid: int, machine: Machine) -> Found:
     return Found(process, tid, found, allowed, nodelist.parse(status["Cpus_allowed_list"]))
 
 
-def placement_of(request: Request, found: Found, machine: Machine) -> Placement:
-    """The request for this process: selectors and weights resolved, cut to the nodes that there are."""
+def placement_of(request: Request, found: Found, machine: Machine) -> tuple[Placement, list[str]]:
+    """The request for this process: selectors and weights resolved, cut to the nodes that there are; and what became
+    of what was asked for besides."""
     placed = placing.place(request, machine, Confines(found.cpus, found.allowed), None)
     if placed.placement is None:
         raise RefusedError(placed.notes[-1] if placed.notes else "no node is left")
-    return placed.placement
+    return placed.placement, list(placed.notes)
 
 
 def exactly(root: Root, found: Found, chosen: Sequence[Region]) -> list[Region]:
@@ -295,13 +296,14 @@ def run_bind(root: Root, pid: int, choice: Choice, request: Request, overrides: 
     """`hetmemctl bind`, as plain data."""
     machine = topology.read(root)
     brakes, found = _looked_at(root, pid, machine, dry_run)
-    placement = placement_of(request, found, machine)
+    placement, notes = placement_of(request, found, machine)
     chosen = _chosen(root, found, choice)
     wanted = changes(chosen, placement, found, machine, overrides, cleared(root, chosen, placement, found))
     check_headroom(Headroom(root), wanted, found.allowed)
     told: dict[str, Any] = {
         "pid": pid,
         "policy": str(issuable(placement.mempolicy, machine)),
+        "notes": notes,
         "ranges": [{"start": change.start, "end": change.end} for change in wanted.made],
         "bytes": wanted.size,
         "left": dict(wanted.left),
@@ -324,10 +326,11 @@ def run_move(
     """`hetmemctl move`, as plain data."""
     machine = topology.read(root)
     brakes, found = _looked_at(root, pid, machine, dry_run)
-    share = share_of(choice, target_for(placement_of(request, found, machine), found, machine))
+    placement, notes = placement_of(request, found, machine)
+    share = share_of(choice, target_for(placement, found, machine))
     before = measure.of_regions(_chosen(root, found, choice), share)
     left = {why: sum(by_node.values()) for why, by_node in sorted(before.left_out.items())}
-    told: dict[str, Any] = {"pid": pid, "before": placed(before), "left": left, "dry_run": dry_run}
+    told: dict[str, Any] = {"pid": pid, "notes": notes, "before": placed(before), "left": left, "dry_run": dry_run}
     if not dry_run:
         with beside_one_another(min(LANES, len(os.sched_getaffinity(0)))) as lanes:
             mover = ProcessPass(root, found.process, share, within=choice.span, lanes=lanes)

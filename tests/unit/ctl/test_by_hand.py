@@ -82,6 +82,16 @@ def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
         commands.move_request(nodes, weights)
 
 
+def test_what_is_cut_from_a_request_is_told() -> None:
+    request = commands.bind_request("bind", "1,7", 9)
+    placement, notes = by_hand.placement_of(request, found(region(0, 1)), DRAM_CXL)
+    assert (placement.mempolicy, placement.home_node) == (BIND, None)
+    told = {"policy": "", "ranges": [], "bytes": 0, "left": {}, "notes": notes, "dry_run": True}
+    said = "\n".join(commands.bind_lines(told, text.Paint(False)))
+    assert "node 7" in said
+    assert "home" in said
+
+
 def test_regions_are_cut_to_a_range_and_joined() -> None:
     process = found(region(0, 10), region(10, 20, "heap"), region(20, 30, "exec"), region(40, 50, policy=BIND))
     chosen = Choice(span=(5 * PAGE, 25 * PAGE)).cut(process.regions)
@@ -149,7 +159,8 @@ def test_moving_stops_when_it_has_to() -> None:
     mover = _Mover(*[StepResult(bytes_moved=PAGE)] * 9)
     told = by_hand.move(mover, 1 << 30, lambda: next(words), lambda moved: None)  # type: ignore[arg-type]
     assert (told["stopped"], told["moved_bytes"], mover.steps) == ("the kill switch is on", 2 * PAGE, 2)
-    told = {"before": {"bytes_by_node": {}, "distance": 0.0}, "left": {"shm": 8192}, "dry_run": False, **told}
+    before = {"bytes_by_node": {}, "distance": 0.0}
+    told = {"before": before, "notes": [], "left": {"shm": 8192}, "dry_run": False, **told}
     lines = commands.move_lines(told, text.Paint(False))
     assert "stopped: the kill switch is on" in lines
     assert "  left: 8.0 KiB, shm" in lines
