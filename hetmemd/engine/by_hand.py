@@ -23,7 +23,7 @@ from hetmemd.engine.measuring import target_of
 from hetmemd.engine.regionwise import ALWAYS, ON_CONDITION, TAKES_HOME, Asked, Change, joined
 from hetmemd.kernel import nodelist, pages, procfs
 from hetmemd.kernel.mempolicy import DEFAULT, Mode
-from hetmemd.kernel.pagemap import Pagemap
+from hetmemd.kernel.pagemap import HUGE, HUGE_PAGES, Pagemap
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.machine import topology
@@ -134,6 +134,17 @@ def _pages(root: Root, found: Found, start: int, end: int) -> Counter[int]:
                 counted[node] += int(there.sizes[nodes == node].sum())
             start = there.next
     return counted
+
+
+def _cut_huge_pages(root: Root, found: Found, span: tuple[int, int], share: Share) -> int:
+    """Bytes of the transparent huge pages of which a part only is in the span, and could be moved."""
+    begins = {edge - edge % HUGE for edge in span if edge % HUGE}
+    with Pagemap(root, found.process.pid, found.tid) as pagemap:
+        return HUGE * sum(
+            HUGE_PAGES in pagemap.present(begin, begin + HUGE, CHUNK).sizes
+            for begin in begins
+            if any(region.start <= begin < region.end and share(region) for region in found.regions)
+        )
 
 
 # -- bind
@@ -330,6 +341,8 @@ def run_move(
     share = share_of(choice, target_for(placement, found, machine))
     before = measure.of_regions(_chosen(root, found, choice), share)
     left = {why: sum(by_node.values()) for why, by_node in sorted(before.left_out.items())}
+    if choice.span and (cut := _cut_huge_pages(root, found, choice.span, share)):
+        left["huge pages that lie only partly in the range"] = cut
     told: dict[str, Any] = {"pid": pid, "notes": notes, "before": placed(before), "left": left, "dry_run": dry_run}
     if not dry_run:
         with beside_one_another(min(LANES, len(os.sched_getaffinity(0)))) as lanes:

@@ -50,7 +50,7 @@ LIMITS = {
         "moves / minimum, by chance": Limit(1.0),
         "C / moves, the calls alone": Limit(0.95, is_least=True),
         "C / moves, whole passes, one lane": Limit(0.7, is_least=True),
-        "C / moves, whole passes, two lanes": Limit(0.95, is_least=True),
+        "C / moves, whole passes, two lanes": Limit(0.9, is_least=True),
         "call that moves, median / 20 ms": Limit(1.2),
         "migratepages / all to one node": Limit(1.0, is_least=True),
     },

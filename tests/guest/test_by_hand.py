@@ -70,8 +70,11 @@ def test_a_ratio_within_a_range(program: Program) -> None:
     assert program.pages("heap")[1] == 0
 
 
-@pytest.mark.parametrize(("first", "last", "which"), [(100, 400, set()), (100, 1124, {2}), (-100, 512, {1})])
-def test_a_huge_page_that_lies_partly_in_a_range_stays(first: int, last: int, which: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("first", "last", "which", "cut"),
+    [(100, 400, set(), 1), (100, 1124, {2}, 2), (-100, 512, {1}, 1), (0, 512, {1}, 0)],
+)
+def test_a_huge_page_that_lies_partly_in_a_range_stays(first: int, last: int, which: set[int], cut: int) -> None:
     """Pages are counted from the second of four huge pages."""
     child = Child(8, "huge", None, "--membind=0")
     try:
@@ -79,6 +82,7 @@ def test_a_huge_page_that_lies_partly_in_a_range_stays(first: int, last: int, wh
         words = ("move", str(child.pid), f"{start + first * 4096:x}-{start + last * 4096:x}", "--nodes", "1")
         said = hetmemctl(*words, "--dry-run")
         assert said["before"]["bytes_by_node"].get("0", 0) == len(which) * HUGE
+        assert sum(said["left"].values()) == cut * HUGE
         done = hetmemctl(*words)
         assert done["moved_bytes"] == said["before"]["misplaced_bytes"] == len(which) * HUGE
         assert done["after"]["bytes_by_node"].get("1", 0) == len(which) * HUGE
