@@ -15,7 +15,7 @@ from hetmemd.engine.by_hand import Choice
 from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.root import Root
 from hetmemd.memory.scope import CLASSES
-from hetmemd.policy import language, nodes, quantity
+from hetmemd.policy import language, nodes, quantity, weighing
 from hetmemd.policy.language import Request
 from hetmemd.policy.nodes import NodeSet
 
@@ -85,10 +85,10 @@ def move_request(where: str | None, weights: str | None) -> Request:
         if not sign or not number.isdecimal() or not 1 <= int(number) <= 255:
             raise ValueError(f'--weights: {part!r}: write it like "0=3,1=1", with 1 to 255')
         pairs.append((nodes.parse(name), int(number)))
-    names = [part.partition("=")[0] for part in weights.split(",")]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--weights: {twice[0]} has two weights")
-    named = where or "+".join(names)
+    for node, (first, *others) in weighing.by_numbers(pairs).items():
+        if others:
+            raise ValueError(f"--weights: node {node} has two weights, {first} and {others[0]}")
+    named = where or "+".join(named.text for named, _ in pairs)
     return Request(Mode.WEIGHTED_INTERLEAVE, nodes.parse(named), tuple(pairs))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from hetmemd.kernel.mempolicy import NO_FLAGS, Flag, Mode
 from hetmemd.kernel.nodelist import MAX_NUMNODES
 from hetmemd.machine.topology import Machine
-from hetmemd.policy import document, language, nodes, pattern, quantity
+from hetmemd.policy import document, language, nodes, pattern, quantity, weighing
 from hetmemd.policy.document import Document
 from hetmemd.policy.faults import Fault, did_you_mean, shown
 from hetmemd.policy.language import HandlingRequest, Request, Table
@@ -274,13 +274,11 @@ class _Reader:
 
     def _check_weights(self, at: Place, chosen: nodes.NodeSet, weights: tuple[tuple[nodes.NodeSet, int], ...]) -> None:
         """What needs no machine to be seen: nodes without a weight, and nodes with two."""
-        given: dict[int, int] = {}
-        for named, weight in weights:
-            if named.is_plain:
-                for node in sorted(named.select(_NO_MACHINE)):
-                    before = given.setdefault(node, weight)
-                    if before and weight and before != weight:
-                        self._fault((*at, "weights"), f"node {node} has two weights, {before} and {weight}")
+        given = weighing.by_numbers(weights)
+        for node, (first, *others) in given.items():
+            for weight in others:
+                if first and weight:
+                    self._fault((*at, "weights"), f"node {node} has two weights, {first} and {weight}")
         if chosen.is_plain and all(named.is_plain for named, _ in weights) and weights:
             for node in sorted(chosen.select(_NO_MACHINE) - given.keys()):
                 self._fault((*at, "weights"), f"node {node} has no weight", f"add {node} = 1")

@@ -75,7 +75,15 @@ def test_binds_that_cannot_be(mode: str, nodes: str | None, home: int | None) ->
 
 @pytest.mark.parametrize(
     ("nodes", "weights"),
-    [(None, None), (None, "0=3,1"), (None, "0=0"), ("x", None), (None, "0=256"), (None, "0=3,0=1")],
+    [
+        (None, None),
+        (None, "0=3,1"),
+        (None, "0=0"),
+        ("x", None),
+        (None, "0=256"),
+        (None, "0=3,0=1"),
+        (None, "0-1=3,1=1"),
+    ],
 )
 def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
     with pytest.raises(ValueError, match=r"\w"):
