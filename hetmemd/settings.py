@@ -66,7 +66,7 @@ class Settings:
     rate: int = 1 << 30
     """The global bucket that every move pays for (I7)."""
     burst: int | None = None
-    moving_share: float = 0.1
+    moving_share: float = 0.06
     """The most of a process's time in which its pages are looked at and moved."""
     measuring_share: float = 0.01
     """The most of a process's time in which its pages are counted."""

@@ -98,7 +98,7 @@ class Balancer:
         self._wake = asyncio.Event()
         self.interval = 10.0
         """Seconds between two measurements of one process."""
-        self.moving_share = 0.1
+        self.moving_share = 0.06
         """Of a process's time, in which its pages may be looked at and moved."""
         self.measuring_share = 0.01
         """Of it, and so of one core, in which they may be counted."""
