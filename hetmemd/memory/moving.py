@@ -77,8 +77,9 @@ class Pace:
     """How many pages a call can move in its time; what was learned for one process serves for the next."""
 
     # A huge folio is moved whole, so a call can take what 512 pages take, whatever it should: longer than its time only
-    # where moving is slower than 100 MB/s. With fewer, the fixed cost of a call is nearly all of it (the kernel empties
-    # the LRU caches of all CPUs first, which holds nobody back): it would take as long, and do nothing.
+    # where moving is slower than 100 MB/s. With fewer, the fixed cost of a call is nearly all of it: it would take as
+    # long, and do nothing. The kernel empties the LRU caches of all CPUs first, and keeps them off until the end: few
+    # large calls cost the others less than many small ones (lru_cache_disable() in mm/swap.c).
     FEWEST, MOST = 512, 16384
 
     def __init__(self) -> None:
@@ -124,7 +125,8 @@ class Lanes:
     """How many calls are made beside one another for the pages of one process.
 
     Each has its own pages, and the bound on its time. The kernel shares out the address space to all who read it, so
-    two lanes take 0.55 to 0.6 of the time of one (6.12, two processors, 256 MiB of small pages), and two processors.
+    two lanes take 0.55 to 0.6 of the time of one (6.12, two processors, 256 MiB of small pages), and two processors;
+    what a call costs before its first page is paid twice.
     """
 
     count: int
