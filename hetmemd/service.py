@@ -165,7 +165,7 @@ class Service:
             changed,
         )
         self._watcher = Watcher(root, loop, self._deliver)
-        self._giving = Giving(root, self._ledger, self._steering, self._binder.heritage, self._engine.look_at)
+        self._giving = Giving(root, self._ledger, self._steering, self._binder, self._engine.look_at)
         self._control = Control(self._publisher, root, self._world.explain, Orders(root, self._brakes, self._giving))
 
     async def run(self) -> int:

@@ -32,7 +32,11 @@ def run(chosen: argparse.Namespace, show: Show) -> int:
     told: dict[str, Any]
     if is_move:
         request = move_request(chosen.nodes, chosen.weights)
-        told = by_hand.run_move(root, chosen.pid, choice, request, quantity.rate(chosen.rate), chosen.dry_run)
+        try:
+            rate = quantity.rate(chosen.rate)
+        except ValueError as error:
+            raise ValueError("--rate", repr(chosen.rate), *error.args) from None
+        told = by_hand.run_move(root, chosen.pid, choice, request, rate, chosen.dry_run)
     else:
         request = bind_request(chosen.mode, chosen.nodes, chosen.home_node)
         told = by_hand.run_bind(root, chosen.pid, choice, request, chosen.override, chosen.dry_run)
@@ -68,7 +72,14 @@ def bind_request(mode: str, where: str | None, home: int | None) -> Request:
         raise ValueError(f"--nodes: {mode} {'needs' if takes.takes_nodes else 'takes no'} nodes")
     if home is not None and takes not in (Mode.BIND, Mode.PREFERRED_MANY):
         raise ValueError("--home-node goes with bind and preferred-many only")
-    return Request(takes, nodes.parse(where) if where else None, home_node=home)
+    return Request(takes, _nodes(where) if where else None, home_node=home)
+
+
+def _nodes(text: str, option: str = "--nodes") -> NodeSet:
+    try:
+        return nodes.parse(text)
+    except ValueError as error:
+        raise ValueError(option, *error.args) from None
 
 
 def move_request(where: str | None, weights: str | None) -> Request:
@@ -76,20 +87,23 @@ def move_request(where: str | None, weights: str | None) -> Request:
     if weights is None:
         if where is None:
             raise ValueError("--nodes or --weights: where to?")
-        return Request(Mode.BIND, nodes.parse(where))
+        return Request(Mode.BIND, _nodes(where))
     if weights in language.COMPUTED_WEIGHTS:
-        return Request(Mode.WEIGHTED_INTERLEAVE, nodes.parse(where or "all"), weights)
+        return Request(Mode.WEIGHTED_INTERLEAVE, _nodes(where or "all"), weights)
     pairs: list[tuple[NodeSet, int]] = []
     for part in weights.split(","):
         name, sign, number = part.partition("=")
         if not sign or not number.isdecimal() or not 1 <= int(number) <= 255:
             raise ValueError(f'--weights: {part!r}: write it like "0=3,1=1", with 1 to 255')
-        pairs.append((nodes.parse(name), int(number)))
-    for node, (first, *others) in weighing.by_numbers(pairs).items():
+        pairs.append((_nodes(name, "--weights"), int(number)))
+    given = weighing.by_numbers(pairs)
+    for node, (first, *others) in given.items():
         if others:
             raise ValueError(f"--weights: node {node} has two weights, {first} and {others[0]}")
-    named = where or "+".join(named.text for named, _ in pairs)
-    return Request(Mode.WEIGHTED_INTERLEAVE, nodes.parse(named), tuple(pairs))
+    named = _nodes(where or "+".join(named.text for named, _ in pairs))
+    if named.is_plain and (besides := sorted(given.keys() - weighing.by_numbers([(named, 1)]).keys())):
+        raise ValueError(f"--weights: node {besides[0]} is not among --nodes {where}")
+    return Request(Mode.WEIGHTED_INTERLEAVE, named, tuple(pairs))
 
 
 def owner_of(told: Answer | None, is_move: bool) -> str:
@@ -107,6 +121,8 @@ def bind_lines(told: Answer, paint: Paint) -> list[str]:
     rows += [f"  note: {note}" for note in told["notes"]]
     rows += [f"  {each['start']:x}-{each['end']:x}" for each in told["ranges"]]
     rows += [f"  left: {count} {why}" for why, count in sorted(told["left"].items())]
+    if told.get("bound") and told["policy"] != "default":
+        rows.append("  to give it back: the same with --mode default --override")
     if "bound" in told:
         stop = f"{told['stops']} stops, the longest {told['longest_stop_seconds'] * 1e3:.2f} ms"
         rows.append(f"bound {told['bound']}, {stop}")

@@ -232,6 +232,8 @@ def _explain(chosen: argparse.Namespace) -> int:
         told = client.explain_process(int(what), chosen.socket)
     else:
         cgroup = _below_mount(what)
+        if chosen.regions:
+            return _fail(USAGE, f"--regions shows those of a process: name one by its number, not {what!r}")
         if not cgroup.startswith("/"):
             return _fail(
                 USAGE, f"a cgroup is named by its path below the cgroup root, which begins with /, not {what!r}"
@@ -270,6 +272,8 @@ def _regions(chosen: argparse.Namespace, pid: int) -> int:
     """Read here, so that the kernel itself decides who may see them; why they are so, the service says."""
     try:
         return int(importlib.import_module("hetmemd.ctl.regions").explain(chosen, pid, _show))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _fail(NEGATIVE, importlib.import_module("hetmemd.ctl.regions").refusal(error, pid))
 
@@ -279,6 +283,8 @@ def _act(chosen: argparse.Namespace) -> int:
         return int(importlib.import_module("hetmemd.ctl.by_hand").run(chosen, _show))
     except ValueError as error:
         return _fail(USAGE, ": ".join(str(part) for part in error.args if part))
+    except BrokenPipeError:
+        raise
     except (OSError, RuntimeError) as error:
         return _fail(NEGATIVE, importlib.import_module("hetmemd.ctl.regions").refusal(error, chosen.pid))
 

@@ -45,7 +45,7 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool, 
 
     known = root.path(ledger.PATH).exists()
     if not known and not root.path(kernel_table.PATH).exists():
-        return told(giving.Given(0, ()) if not dry_run else [])
+        return told(giving.Given(0, 0, ()) if not dry_run else [])
     try:
         lock = instance.lock(root)
     except instance.Taken as taken:
@@ -55,7 +55,7 @@ def _undo_alone(root: Root, cgroup: str | None, pid: int | None, dry_run: bool, 
         if cgroup is None and pid is None and not dry_run:
             kernel_table.KernelTable(root, lambda: False).give_back()
         if not known:
-            return told(giving.Given(0, ()) if not dry_run else [])
+            return told(giving.Given(0, 0, ()) if not dry_run else [])
         witness = journal.Applications()
         selection = _selection(root, cgroup, pid)
         return told(asyncio.run(giving.alone(root, selection, SECONDS, witness, dry_run, force)))

@@ -103,7 +103,7 @@ def explain(told: Answer, paint: Paint, now: float | None = None) -> list[str]:
     facts += [("note", note) for note in told.get("notes", ())]
     lines += _facts(facts)
     if told.get("bytes_by_node") or told.get("target_shares"):
-        lines += ["", *_nodes(told["bytes_by_node"], told["target_shares"], told["distance"]), *_left_out(told)]
+        lines += ["", *_nodes(told, told["target_shares"], now), *_left_out(told)]
     if "pid" in told:
         lines += ["", *_process(told, paint, now)]
     elif told.get("tasks"):
@@ -129,8 +129,8 @@ def undo(told: Answer, paint: Paint) -> list[str]:
             what = f"{plan['count']} {plan['kind']}"
             rows.append((str(plan["pid"]), plan["comm"], plan["cgroup"], what, plan["now"], plan["then"]))
         return table(rows) if told["planned"] else ["nothing is to be given back"]
-    count = told["threads"]
-    lines = [f"given back: {count} thread{'' if count == 1 else 's'}"]
+    counts = [(told["threads"], "thread"), (told["regions"], "region")]
+    lines = ["given back: " + ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)]
     for left in told["left"]:
         sentence = f"left: {left['comm']}[{left['pid']}] in {left['cgroup']}: {left['reason']}"
         lines.append(paint("bad", printable(sentence + (f" ({left['note']})" if left.get("note") else ""))))
@@ -212,8 +212,9 @@ def _movers(movers: Sequence[Answer], paint: Paint) -> list[str]:
     return table(rows, paint, coloured=1)
 
 
-def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:
-    """A column for each node, as numastat(8) has them."""
+def _nodes(figures: Answer, shares: Answer, now: float) -> list[str]:
+    """A column for each node, as numastat(8) has them. What is moved is measured anew when the pass is over."""
+    sizes, distance = figures["bytes_by_node"], figures["distance"]
     nodes = sorted({*map(int, sizes), *map(int, shares)})
     total = sum(sizes.values())
     rows = [("", *(f"node {node}" for node in nodes), "total")]
@@ -224,7 +225,8 @@ def _nodes(sizes: Answer, shares: Answer, distance: float | None) -> list[str]:
         rows.append(("should be, %", *(f"{100 * shares.get(str(node), 0):.1f}" for node in nodes), "100.0"))
     lines = table(rows, right=1)
     if distance is not None:
-        lines.append(f"  distance {distance:.3f} (0: there, 1: all elsewhere)")
+        when = f", measured {_ago(figures['measured_at'], now)}" if figures.get("measured_at") else ""
+        lines.append(f"  distance {distance:.3f} (0: there, 1: all elsewhere){when}")
     return lines
 
 
@@ -267,7 +269,7 @@ def _process(told: Answer, paint: Paint, now: float) -> list[str]:
         facts.append(("last action", f"{task['last_action']}, {_ago(task['last_action_at'], now)}"))
     lines += _facts(facts)
     if task and task["bytes_by_node"]:
-        lines += ["", *_nodes(task["bytes_by_node"], told["target_shares"], task["distance"]), *_left_out(task)]
+        lines += ["", *_nodes(task, told["target_shares"], now), *_left_out(task)]
     return lines
 
 

@@ -121,6 +121,8 @@ class Binder:
         self._brakes = brakes
         self._witness = witness
         self._tally = tally
+        self.given_back = 0
+        """Ranges that were undone."""
         self._headroom = Headroom(root)
         self.heritage = Heritage(root, ledger)
         self._readers = OffLoop("regions", READERS, READ_SECONDS)
@@ -292,6 +294,7 @@ class Binder:
                 break
         if hindrance:
             failed[hindrance[1]] += 1
+        self.given_back += undone
         self._tally.regions_bound(bound, undone, failed)
         record.acted = _sentence(bound, undone, failed)
         record.acted_at = time.time()

@@ -95,10 +95,21 @@ def look(root: Root, pid: int, machine: Machine) -> Found:
     return Found(process, tid, found, allowed, nodelist.parse(status["Cpus_allowed_list"]))
 
 
-def placement_of(request: Request, found: Found, machine: Machine) -> tuple[Placement, list[str]]:
-    """The request for this process: selectors and weights resolved, cut to the nodes that there are; and what became
-    of what was asked for besides."""
-    placed = placing.place(request, machine, Confines(found.cpus, found.allowed), None)
+def placement_of(
+    request: Request, found: Found, machine: Machine, is_issued: bool = True
+) -> tuple[Placement, list[str]]:
+    """The request for this process: selectors and weights resolved, selectors cut to the nodes that there are; and what
+    became of what was asked for besides. `is_issued` as for `placing.place`.
+
+    `RefusedError` where a node was named that the process cannot have: whoever types a number means it.
+    """
+    is_by_number = request.nodes is not None and request.nodes.is_plain
+    named = request.nodes.select(machine) if request.nodes and is_by_number else frozenset()
+    if lacking := named - found.allowed:
+        there = nodelist.format_list(found.allowed)
+        what = nodelist.format_list(lacking)
+        raise RefusedError(f"node {what} has no memory, or none for this process: it may use {there}")
+    placed = placing.place(request, machine, Confines(found.cpus, found.allowed), None, is_issued)
     if placed.placement is None:
         raise RefusedError(placed.notes[-1] if placed.notes else "no node is left")
     return placed.placement, list(placed.notes)
@@ -337,7 +348,7 @@ def run_move(
     """`hetmemctl move`, as plain data."""
     machine = topology.read(root)
     brakes, found = _looked_at(root, pid, machine, dry_run)
-    placement, notes = placement_of(request, found, machine)
+    placement, notes = placement_of(request, found, machine, is_issued=False)
     share = share_of(choice, target_for(placement, found, machine))
     before = measure.of_regions(_chosen(root, found, choice), share)
     left = {why: sum(by_node.values()) for why, by_node in sorted(before.left_out.items())}

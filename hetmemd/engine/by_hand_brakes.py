@@ -49,7 +49,7 @@ class ByHandBrakes:
         try:
             executable = procfs.executable(self._root, pid)
         except FileNotFoundError:
-            return  # a kernel thread, or one that has ended: it has no memory either
+            raise RefusedError(f"process {pid} has no memory: a kernel thread, or one that has ended") from None
         users = procfs.users(procfs.status(self._root, pid))
         reason = denied(executable, users, found.deny_executables, _uids(found.deny_users))
         if reason:

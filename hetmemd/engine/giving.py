@@ -14,7 +14,6 @@ from hetmemd import settings
 from hetmemd.engine.binding import Binder, Wish
 from hetmemd.engine.braking import Brakes
 from hetmemd.engine.decide import UNDO, Wanted
-from hetmemd.engine.heritage import Heritage
 from hetmemd.engine.holds import is_below
 from hetmemd.engine.kernel_table import KernelTable
 from hetmemd.engine.ledger import Ledger
@@ -74,6 +73,8 @@ class Given:
     """What came of it. What is left stays in the ledger."""
 
     threads: int
+    regions: int
+    """Ranges of memory."""
     left: tuple[Left, ...]
 
 
@@ -96,18 +97,19 @@ Look = Callable[[int], Awaitable[Record | None]]
 
 
 class Giving:
-    def __init__(self, root: Root, ledger: Ledger, steering: Steering, heritage: Heritage, look: Look) -> None:
+    def __init__(self, root: Root, ledger: Ledger, steering: Steering, binder: Binder, look: Look) -> None:
         self._root = root
         self._ledger = ledger
         self._steering = steering
-        self._heritage = heritage
+        self._binder = binder
+        self._heritage = binder.heritage
         self._look = look
 
     async def give_back(self, selection: Selection, seconds: float) -> Given:
         """Until nothing is left of it, or the time is over. Nothing may be wanted for the selection any more."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        before = self._steering.given_back
+        before = self._steering.given_back, self._binder.given_back
         await self._adopt(selection, loop.time() + seconds / 2)
         reasons: dict[int, Left] = {}
         while True:
@@ -116,7 +118,8 @@ class Giving:
             left = [reasons.get(each.pid, each) if each.reason == NO_TIME else each for each in tried]
             reasons = {each.pid: each for each in left}
             if all(each.is_refused for each in left) or loop.time() + AGAIN >= until:
-                return Given(self._steering.given_back - before, tuple(left))
+                threads, regions = self._steering.given_back - before[0], self._binder.given_back - before[1]
+                return Given(threads, regions, tuple(left))
             await asyncio.sleep(AGAIN)
 
     async def _adopt(self, selection: Selection, until: float) -> None:
@@ -255,7 +258,7 @@ async def alone(
         return record
 
     try:
-        giving = Giving(root, ledger, steering, binder.heritage, look)
+        giving = Giving(root, ledger, steering, binder, look)
         with brakes.insisting(selection.includes) if force else contextlib.nullcontext():
             if dry_run:
                 return await giving.preview(selection)

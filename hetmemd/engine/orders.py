@@ -45,11 +45,12 @@ def told(result: Given | list[Plan]) -> dict[str, Any]:
     """What `hetmemctl undo --json` prints."""
     if isinstance(result, Given):
         left = [asdict(each) for each in result.left]
-        return {"schema": 1, "dry_run": False, "threads": result.threads, "left": left, "held": None}
+        counts = {"threads": result.threads, "regions": result.regions}
+        return {"schema": 1, "dry_run": False, **counts, "left": left, "held": None}
     planned = [asdict(plan) for plan in result]
     return {
         "schema": 1,
         "dry_run": True,
-        "threads": sum(plan.count for plan in result if plan.kind == "threads"),
+        **{kind: sum(plan.count for plan in result if plan.kind == kind) for kind in ("threads", "regions")},
         "planned": planned,
     }

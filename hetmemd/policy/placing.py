@@ -48,9 +48,12 @@ class WallError(Exception):
     """The walls leave nothing of the request (I5)."""
 
 
-def place(request: Request, machine: Machine, confines: Confines, wall: frozenset[int] | None) -> Placed:
-    """The request for a cgroup so confined. `WallError` where the wall gives way to nothing of it."""
-    return _Placing(request, machine, confines, wall).run()
+def place(
+    request: Request, machine: Machine, confines: Confines, wall: frozenset[int] | None, is_issued: bool = True
+) -> Placed:
+    """The request for a cgroup so confined; `is_issued`: as the policy of a task, so that new pages are a matter of it.
+    `WallError` where the wall gives way to nothing of it."""
+    return _Placing(request, machine, confines, wall, is_issued).run()
 
 
 def wall_nodes(request: Request, machine: Machine, confines: Confines) -> frozenset[int]:
@@ -76,7 +79,15 @@ def _seats(places: frozenset[int], allowed: frozenset[int]) -> dict[int, int]:
 
 
 class _Placing:
-    def __init__(self, request: Request, machine: Machine, confines: Confines, wall: frozenset[int] | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        machine: Machine,
+        confines: Confines,
+        wall: frozenset[int] | None,
+        is_issued: bool = True,
+    ) -> None:
+        self._is_issued = is_issued
         self._request = request
         self._machine = machine
         self._confines = confines
@@ -164,7 +175,7 @@ class _Placing:
             except weights.NoFiguresError as error:
                 raise _BlockedError(f"weights = {given!r}: {error}") from None
             found = {node: real[seat] for node, seat in sorted(seats.items())}
-        if not is_relative or isinstance(given, str):
+        if self._is_issued and (not is_relative or isinstance(given, str)):
             self._compare_with_kernel(real)
         return found
 

@@ -12,6 +12,7 @@ from hetmemd.ctl import regions as shown
 from hetmemd.ctl import text
 from hetmemd.engine import by_hand
 from hetmemd.engine.by_hand import Choice, Found
+from hetmemd.engine.by_hand_brakes import RefusedError
 from hetmemd.engine.regionwise import Change
 from hetmemd.kernel.mempolicy import DEFAULT, Flag, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
@@ -83,6 +84,7 @@ def test_binds_that_cannot_be(mode: str, nodes: str | None, home: int | None) ->
         (None, "0=256"),
         (None, "0=3,0=1"),
         (None, "0-1=3,1=1"),
+        ("0", "0=3,1=1"),
     ],
 )
 def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
@@ -91,13 +93,18 @@ def test_moves_that_cannot_be(nodes: str | None, weights: str | None) -> None:
 
 
 def test_what_is_cut_from_a_request_is_told() -> None:
-    request = commands.bind_request("bind", "1,7", 9)
+    request = commands.bind_request("bind", "1", 9)
     placement, notes = by_hand.placement_of(request, found(region(0, 1)), DRAM_CXL)
     assert (placement.mempolicy, placement.home_node) == (BIND, None)
     told = {"policy": "", "ranges": [], "bytes": 0, "left": {}, "notes": notes, "dry_run": True}
     said = "\n".join(commands.bind_lines(told, text.Paint(False)))
-    assert "node 7" in said
     assert "home" in said
+
+
+def test_a_node_that_is_named_is_meant() -> None:
+    for request in (commands.bind_request("bind", "1,7", None), commands.move_request(None, "0=3,7=1")):
+        with pytest.raises(RefusedError, match=r"node 7 .* may use 0-1"):
+            by_hand.placement_of(request, found(region(0, 1)), DRAM_CXL)
 
 
 def test_regions_are_cut_to_a_range_and_joined() -> None:

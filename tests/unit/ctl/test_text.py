@@ -74,6 +74,17 @@ def test_explain_a_cgroup() -> None:
     ]
 
 
+def test_figures_have_their_age() -> None:
+    view = owner()
+    told = {**answers.explain(view.effective, view), "measured_at": NOW - 50}
+    assert "  distance 0.003 (0: there, 1: all elsewhere), measured 50 s ago" in text.explain(told, PLAIN, NOW)
+
+
+def test_what_undo_gave_back_is_counted() -> None:
+    told = {"dry_run": False, "threads": 1, "regions": 13, "left": [], "held": "812"}
+    assert text.undo(told, PLAIN)[0] == "given back: 1 thread, 13 regions"
+
+
 def test_explain_a_blocked_heir() -> None:
     view = heir()
     lines = text.explain(answers.explain(view.effective, view), PLAIN, NOW)

@@ -25,6 +25,7 @@ class Stub:
 
     def __init__(self, inherit: Callable[[ProcessId], Awaitable[bool]]) -> None:
         self.inherit = inherit
+        self.heritage = self
 
     async def adopt(self, record: Record) -> None: ...
 
