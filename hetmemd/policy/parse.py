@@ -127,7 +127,7 @@ class _Reader:
         if value is None or _is(value, *kinds):
             return value
         wanted = " or ".join(dict.fromkeys(word for kind, word in _KINDS if kind in kinds))
-        self._fault((*at, key), f"{key} is {_kind(value)}, not {wanted}", _quoted(key, value) if str in kinds else "")
+        self._fault((*at, key), f"{key} is {_kind(value)}, not {wanted}", _instead(key, value))
         return None
 
     def _flag(self, at: Place, table: dict[str, Any], key: str, default: bool) -> bool:
@@ -337,8 +337,16 @@ class _Reader:
         )
 
 
-def _quoted(key: str, value: object) -> str:
-    """How a value that lacks quotes, or is a list of numbers, would be written."""
+def _instead(key: str, value: object) -> str:
+    """What would be right, for a value of another type: its own words where these only lack their form."""
+    if key in language.WORDS:
+        return "one of " + ", ".join(language.WORDS[key])
+    if key == "weights":
+        return "write weights = { 0 = 3, 1 = 1 }"
+    if key in ("rate", "rate_total"):
+        return f'write {key} = "256MiB/s"'
+    if key != "nodes":
+        return ""
     if isinstance(value, list) and value and all(_is(item, int) for item in value):
         return f'write {key} = "{",".join(map(shown, value))}"'
     return f'write {key} = "{shown(value)}"' if _is(value, int, float) else ""
