@@ -426,6 +426,8 @@ class Steering:
         return all(self._headroom.bears(nodes_within(policy, nodes)) for nodes in allowed)
 
     async def _bears_huge_pages(self, record: Record, policy: Mempolicy, tids: Sequence[int]) -> bool:
+        if policy.mode is not Mode.BIND:
+            return True  # and nothing is read for it
         pid, allowed = record.process.pid, _allowed(record, tids)
         return await self._readers.call(
             record.process, lambda: clearance.bears(self._root, pid, policy, allowed), patience(self._root, pid)
