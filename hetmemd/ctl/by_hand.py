@@ -101,7 +101,7 @@ def move_request(where: str | None, weights: str | None) -> Request:
         if others:
             raise ValueError(f"--weights: node {node} has two weights, {first} and {others[0]}")
     named = _nodes(where or "+".join(named.text for named, _ in pairs))
-    if named.is_plain and (besides := sorted(given.keys() - weighing.by_numbers([(named, 1)]).keys())):
+    if named.is_plain and (besides := sorted(given.keys() - named.plainly)):
         raise ValueError(f"--weights: node {besides[0]} is not among --nodes {where}")
     return Request(Mode.WEIGHTED_INTERLEAVE, named, tuple(pairs))
 

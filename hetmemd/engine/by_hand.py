@@ -103,8 +103,7 @@ def placement_of(
 
     `RefusedError` where a node was named that the process cannot have: whoever types a number means it.
     """
-    is_by_number = request.nodes is not None and request.nodes.is_plain
-    named = request.nodes.select(machine) if request.nodes and is_by_number else frozenset()
+    named = request.nodes.plainly if request.nodes and request.nodes.is_plain else frozenset()
     if lacking := named - found.allowed:
         there = nodelist.format_list(found.allowed)
         what = nodelist.format_list(lacking)

@@ -39,8 +39,8 @@ MOST_WAITING = 65536
 REASONS = ("busy", "shared", "not-present", "node-full", "no-memory", "cpuset", "gone", "other")
 """Why a page was not moved. busy: pinned or under I/O. shared: mapped by another process too. not-present: freed or
 swapped out meanwhile. node-full: the reserve of the node was reached, or it is in pieces too small. no-memory: the
-kernel found none there. cpuset: the task may not use that node. gone: the process ended. other: a
-node went offline, or somebody else moved the page."""
+kernel found none there. cpuset: the task may not use that node. gone: the process ended. other: a node went offline,
+or somebody else moved the page."""
 
 _OF_STATUS = {-errno.EACCES: "shared", -errno.EBUSY: "busy", -errno.ENOENT: "not-present", -errno.EFAULT: "not-present"}
 _OF_CALL = {errno.ENOMEM: "no-memory", errno.EACCES: "cpuset"}

@@ -21,6 +21,9 @@ _TERM = re.compile(r"[^+!]+")
 _SIGNS = "+!,-:"
 
 
+_NO_MACHINE = Machine({})
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """One part: numbers as written, or a selector (`all`, `dram`, `cpuless`, `nearest`, `tier:4`)."""
@@ -57,6 +60,11 @@ class NodeSet:
     def is_plain(self) -> bool:
         """Only numbers: the same nodes on every machine and for every cgroup."""
         return all(not term.selector for term in self.terms + self.without)
+
+    @property
+    def plainly(self) -> frozenset[int]:
+        """The nodes that a plain one means: that needs no machine."""
+        return self.select(_NO_MACHINE)
 
     @property
     def asks_for_cpus(self) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hetmemd.kernel.mempolicy import NO_FLAGS, Flag, Mode
 from hetmemd.kernel.nodelist import MAX_NUMNODES
-from hetmemd.machine.topology import Machine
 from hetmemd.policy import document, language, nodes, pattern, quantity, weighing
 from hetmemd.policy.document import Document
 from hetmemd.policy.faults import Fault, did_you_mean, shown
@@ -18,7 +17,6 @@ from hetmemd.policy.locate import Place, line_of
 
 _MOST_FAULTS = 100
 """Of one file: a large file of another kind would have one in every line, each with its search for a hint."""
-_NO_MACHINE = Machine({})
 """Numbers mean the same on every machine, so this one serves."""
 _SOME = nodes.parse("all")
 """Stands for an expression with a fault: which nodes were meant is not known."""
@@ -207,7 +205,7 @@ class _Reader:
             return None
         found = self._expression((*at, "nodes"), text, "nodes")
         if found is not None and found.is_plain:
-            count = len(found.select(_NO_MACHINE))
+            count = len(found.plainly)
             if count == 0:
                 self._fault((*at, "nodes"), f"nodes is {shown(text)}, which leaves no node")
                 return None
@@ -280,7 +278,7 @@ class _Reader:
                 if first and weight:
                     self._fault((*at, "weights"), f"node {node} has two weights, {first} and {weight}")
         if chosen.is_plain and all(named.is_plain for named, _ in weights) and weights:
-            for node in sorted(chosen.select(_NO_MACHINE) - given.keys()):
+            for node in sorted(chosen.plainly - given.keys()):
                 self._fault((*at, "weights"), f"node {node} has no weight", f"add {node} = 1")
 
     def _home_node(self, at: Place, table: dict[str, Any], mode: Mode | None) -> int | None:

@@ -8,15 +8,13 @@ from hetmemd.machine.topology import Machine
 from hetmemd.policy.faults import shown
 from hetmemd.policy.nodes import NodeSet
 
-_NO_MACHINE = Machine({})
-
 
 def by_numbers(given: Sequence[tuple[NodeSet, int]]) -> dict[int, list[int]]:
     """What each number is given, without selectors: that needs no machine. More than one weight is a contradiction."""
     found: dict[int, list[int]] = {}
     for named, weight in given:
         if named.is_plain:
-            for number in sorted(named.select(_NO_MACHINE)):
+            for number in sorted(named.plainly):
                 if weight not in found.setdefault(number, []):
                     found[number].append(weight)
     return found
