@@ -6,6 +6,11 @@ what is kept of one for the next is less than a window of each size of folio.
 
 What is guaranteed: a page that is in place is not touched; no page is moved twice in a pass; one that cannot be moved
 is given up in that pass; a pass over a process that is as it should be moves nothing; a node is never filled up.
+
+Of an anonymous folio of which a part was unmapped the kernel moves all pages, and splits it as it does (6.10; pages of
+it that are all zeros it gives back, 6.12). As small pages they have windows of their own, so that a later pass, if one
+begins, has something to even out though the whole is right. Measured on 64 MiB of folios of 64 KiB without one page
+each: 3:1 to the page after the first pass, and each further one would move 0.39, 0.29, 0.22, 0.17 of all pages.
 """
 
 from __future__ import annotations

@@ -174,7 +174,11 @@ def test_huge_pages_that_lie_right_stay_though_a_window_is_longer_than_a_chunk(
 
 
 def test_folios_between_move_whole(children: list[Child]) -> None:
-    """64 KiB folios, mapped page by page: nothing in page tables tells them from small pages."""
+    """64 KiB folios, mapped page by page: nothing in page tables tells them from small pages.
+
+    Its heap is left out: where that has given back a part of such a folio, the kernel splits it as it moves (6.10), and
+    gives back those of its pages that are all zeros (6.12), so that there is something else to plan the next time.
+    """
     settings = Path("/sys/kernel/mm/transparent_hugepage")
     sizes = {"hugepages-64kB": "always", "hugepages-2048kB": "never"}
     before = {size: _chosen((settings / size / "enabled").read_text()) for size in sizes}
@@ -186,12 +190,12 @@ def test_folios_between_move_whole(children: list[Child]) -> None:
         for size, value in before.items():
             (settings / size / "enabled").write_text(value)
     children.append(child)
-    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE))
+    results = run(ProcessPass(ROOT, child.process, THREE_TO_ONE, within=child.span))
     nodes = child.nodes().reshape(-1, 16)
     assert (nodes == nodes[:, :1]).all()
     assert abs(int((nodes[:, 0] == 1).sum()) - 256) <= 1
     assert failed(results) == {}
-    assert moved(run(ProcessPass(ROOT, child.process, THREE_TO_ONE))) == 0
+    assert moved(run(ProcessPass(ROOT, child.process, THREE_TO_ONE, within=child.span))) == 0
     assert child.verdict() == "intact"
 
 
