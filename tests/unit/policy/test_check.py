@@ -54,6 +54,15 @@ def test_a_node_that_does_not_exist(top: Path) -> None:
     ]
 
 
+def test_weights_for_nodes_that_get_nothing(top: Path) -> None:
+    put(top, f"{ETC}/50.toml", policy("/a", "weighted-interleave", "0", weights={"0": 3, "1,5": 2, "cpuless": 1}))
+    assert said(top) == [
+        f"{ETC}/50.toml:5: warning: weights name node 1,5, which is not among nodes (such a weight does nothing)"
+    ]
+    put(top, f"{ETC}/50.toml", policy("/a", "weighted-interleave", "dram", weights={"0": 3, "1,5": 2}))
+    assert said(top) == []
+
+
 def test_a_home_node_that_does_not_exist(top: Path) -> None:
     put(top, f"{ETC}/50.toml", policy("/a", "bind", "0-1", home_node=5))
     assert said(top) == [f"{ETC}/50.toml:5: warning: there is no node 5 on this machine (it is left out (I6))"]
