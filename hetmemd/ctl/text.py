@@ -128,7 +128,8 @@ def undo(told: Answer, paint: Paint) -> list[str]:
         for plan in told["planned"]:
             what = f"{plan['count']} {plan['kind']}"
             rows.append((str(plan["pid"]), plan["comm"], plan["cgroup"], what, plan["now"], plan["then"]))
-        return table(rows) if told["planned"] else ["nothing is to be given back"]
+        held = "Without --dry-run a running service then gives nothing there any more, until hetmemctl release."
+        return [*(table(rows) if told["planned"] else ["nothing is to be given back"]), held]
     counts = [(told["threads"], "thread"), (told["regions"], "region")]
     lines = ["given back: " + ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)]
     for left in told["left"]:

@@ -80,6 +80,13 @@ def test_figures_have_their_age() -> None:
     assert "  distance 0.003 (0: there, 1: all elsewhere), measured 50 s ago" in text.explain(told, PLAIN, NOW)
 
 
+def test_a_trial_run_of_undo_tells_of_the_hold() -> None:
+    assert text.undo({"dry_run": True, "planned": []}, PLAIN) == [
+        "nothing is to be given back",
+        "Without --dry-run a running service then gives nothing there any more, until hetmemctl release.",
+    ]
+
+
 def test_what_undo_gave_back_is_counted() -> None:
     told = {"dry_run": False, "threads": 1, "regions": 13, "left": [], "held": "812"}
     assert text.undo(told, PLAIN)[0] == "given back: 1 thread, 13 regions"
