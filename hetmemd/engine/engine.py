@@ -86,7 +86,8 @@ class Engine:
         self._wake = asyncio.Event()
         self._first = asyncio.Event()
         self._looks: dict[int, asyncio.Task[Record | None]] = {}
-        self._again: set[int] = set()
+        self._again: dict[int, float | None] = {}
+        """Processes that are to be looked at once more, and when that was hinted at."""
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._attempts: dict[int, tuple[Record, int]] = {}
         """Deferred looks in a row, by pid: each waits longer than the one before. With the record, which is nowhere
@@ -279,7 +280,7 @@ class Engine:
     def _look(self, pid: int, hinted: float | None = None) -> None:
         """Look at a process, now or, where a look is under way, once more after it."""
         if pid in self._looks:
-            self._again.add(pid)
+            self._again[pid] = _first(self._again.get(pid), hinted)
             return
         self._looks[pid] = asyncio.get_running_loop().create_task(self._looked(pid, hinted))
 
@@ -298,11 +299,14 @@ class Engine:
             if record is not None:
                 changed = await self._steering.look(record)
                 changed = await self._binder.look(record) or changed
-                self._after(record, changed, hinted)
+                if changed and record.outcome is Outcome.APPLIED and hinted is not None:
+                    self._tally.cgroup_move(self._now() - hinted)
+                    hinted = None
+                self._after(record)
         except StuckError:
             if record is not None:
                 self._know_nothing(record, Outcome.DEFERRED, "mmap-lock")
-                self._after(record, False, None)
+                self._after(record)
         except OSError as error:
             if libc.is_gone(error):
                 self._forget(pid)
@@ -318,8 +322,7 @@ class Engine:
             self._looks.pop(pid, None)
             self.changed.set()
         if pid in self._again:
-            self._again.discard(pid)
-            self._look(pid, hinted)
+            self._look(pid, _first(hinted, self._again.pop(pid)))
         return record
 
     def _know_nothing(self, record: Record, outcome: Outcome, reason: str) -> None:
@@ -371,10 +374,8 @@ class Engine:
             self._world.look(other)
         return any(self._world.reached(other) for other in others)
 
-    def _after(self, record: Record, changed: bool, hinted: float | None) -> None:
+    def _after(self, record: Record) -> None:
         pid = record.process.pid
-        if changed and record.outcome is Outcome.APPLIED and hinted is not None:
-            self._tally.cgroup_move(self._now() - hinted)
         if Outcome.DEFERRED in record.outcomes and not record.reasons <= QUIET:
             self._retry_later(record)
         else:
@@ -410,3 +411,7 @@ class Engine:
             self._ledger.forget([record.process])
         else:
             self._ledger.forget([process for process in self._ledger.processes() if process.pid == pid])
+
+
+def _first(*times: float | None) -> float | None:
+    return min((time for time in times if time is not None), default=None)

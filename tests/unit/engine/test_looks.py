@@ -34,6 +34,8 @@ class Machine:
         self.failure: Exception | None = None
         self.tally = Tally()
         self.looks = 0
+        self.changes = False
+        """A look gives a policy."""
         ledger = SimpleNamespace(marks=lambda process: {}, regions=lambda process: {})
         self.engine = Engine(
             Root(top),
@@ -56,7 +58,7 @@ class Machine:
             raise self.failure
         record.outcome, record.reason = Outcome.APPLIED, ""
         record.outcomes, record.reasons = frozenset({Outcome.APPLIED}), frozenset()
-        return False
+        return self.changes
 
     async def _bind(self, record: Record) -> bool:
         return False
@@ -129,3 +131,20 @@ def test_what_is_stuck_is_looked_at_again_by_itself(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
     served(tmp_path, StuckError(FAILS), test)
+
+
+def test_a_hint_that_comes_amid_a_look_is_timed(tmp_path: Path) -> None:
+    """A scan may come to a process that was moved before the hint of it is heard."""
+
+    async def run() -> None:
+        machine = Machine(tmp_path)
+        engine = machine.engine
+        engine._look(FAILS)
+        await asyncio.sleep(0)
+        engine._look(FAILS, engine._now())
+        engine._look(FAILS)
+        machine.changes = True
+        await engine.look_at(FAILS)
+        assert {count for _, count in machine.tally.totals().cgroup_moves} == {1}
+
+    asyncio.run(run())
