@@ -35,7 +35,9 @@ class Recorded:
         self.taken.append((mapped, len(mapped), lost))
 
     def take(self) -> tuple[dict[int, int], int, int]:
-        time.sleep(self.reading)
+        until = time.thread_time() + self.reading
+        while time.thread_time() < until:
+            pass
         return self.taken.pop() if self.taken else ({}, 0, 0)
 
     def close(self) -> None:
