@@ -28,8 +28,11 @@ async def time_to_give_back(root: Root, environment: Mapping[str, str] | None = 
     unit = (procfs.cgroup_path(root, os.getpid()) or "").rpartition("/")[2]
     try:
         async with asyncio.timeout(SECONDS):
-            jobs = await _systemctl("list-jobs", "--no-legend", "--plain", "--full")
-            limit = seconds(await _systemctl("show", "--property=TimeoutStopUSec", "--value", unit))
+            jobs, span = await asyncio.gather(
+                _systemctl("list-jobs", "--no-legend", "--plain", "--full"),
+                _systemctl("show", "--property=TimeoutStopUSec", "--value", unit),
+            )
+            limit = seconds(span)
     except (OSError, ValueError) as error:
         return None, f"systemctl does not say why it ends: {error or 'no answer'}"
     why = why_not(jobs, unit)
