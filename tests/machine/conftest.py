@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import tempfile
 import uuid
@@ -16,6 +18,17 @@ from tests.machine.eyes.harness import OwnCgroup
 from tests.machine.real_program import Pressure
 from tests.machine.remote_target import Acting, build
 from tests.machine.trap import Trap
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone() -> Generator[None, None, None]:
+    """Each test's daemon acts on the whole machine: those of another run would take back what this one's have given."""
+    if os.geteuid() != 0:
+        yield
+        return
+    with Path("/run/lock/hetmemd-tests").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

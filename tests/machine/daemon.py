@@ -94,7 +94,11 @@ class Daemon:
                 stderr=journal,
                 text=True,
             )
-        eventually("the daemon works", lambda: self.journal.read_text().count(" works: ") > said)
+        try:
+            eventually("the daemon works", lambda: self.journal.read_text().count(" works: ") > said)
+        except BaseException:  # Ctrl-C: no fixture knows of it yet
+            self.popen.kill()
+            raise
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         assert self.popen
