@@ -65,6 +65,9 @@ class Held:
             while not until() and time.monotonic() < deadline:
                 await asyncio.sleep(0.1)
             assert not task.done(), task
+            # What is under way in a thread would go on there, beside the next run.
+            while self.balancer._moving:
+                await asyncio.sleep(0.01)
             task.cancel()
             return until()
 

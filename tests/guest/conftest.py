@@ -43,6 +43,13 @@ def as_fast_as_it_can() -> None:
         SETTINGS.write_text(quick + SETTINGS.read_text())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def huge_pages_are_those_of_page_faults() -> None:
+    """khugepaged takes pages of a heap together when it comes to it, on one node: no count of pages would be exact."""
+    # The most that it takes: 50 days until it looks the next time.
+    Path("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs").write_text(str((1 << 32) - 1))
+
+
 @pytest.fixture
 def service() -> Generator[None, None, None]:
     """The service runs, without policies; afterwards nothing of the test is left."""

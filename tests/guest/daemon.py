@@ -76,6 +76,9 @@ class Group:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 (CGROUPS / "cgroup.procs").write_text(str(pid))
+        # What is about to exit is not moved any more.
+        events = self.folder / "cgroup.events"
+        eventually("its tasks are gone", lambda: "populated 0" in events.read_text())
         for child in sorted(self.folder.rglob("*"), reverse=True):
             if child.is_dir():
                 child.rmdir()

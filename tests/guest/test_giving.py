@@ -70,6 +70,7 @@ def test_L2_restore_on_a_stop_and_on_no_restart(group: Group) -> None:
         systemctl("start", "hetmemd")
         systemctl("stop", "hetmemd")
         assert (shown(plain.pid), shown(own.pid)) == ("default", before)
+        subprocess.run(["journalctl", "--sync"], check=True)
         journal = subprocess.run(
             ["journalctl", "-u", "hetmemd", "-o", "cat"], capture_output=True, text=True, check=True
         )

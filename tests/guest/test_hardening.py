@@ -75,6 +75,7 @@ def notes() -> str:
 
 
 def journal() -> str:
+    subprocess.run(["journalctl", "--sync"], check=True)
     command = ["journalctl", "--unit=hetmemd", "--output=cat", "--boot"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

@@ -137,7 +137,7 @@ def test_L6_numa_balancing_and_rebalance_do_not_play_ping_pong(settings: Callabl
         BALANCING.write_text("0")
         # Not the figure of before, which was had right after a pass maybe.
         record.distance, record.measure_at = None, 0.0
-        assert held.run(lambda: (record.distance if record.distance is not None else 1.0) <= 0.1, 60.0), str(held)
+        assert held.run(lambda: (record.distance if record.distance is not None else 1.0) <= 0.02, 60.0), str(held)
         reached = held.moved
         held.run(lambda: False, 3.0)
         assert held.moved - reached <= MIB

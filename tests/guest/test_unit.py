@@ -49,6 +49,7 @@ def status_field(pid: int, name: str) -> str:
 
 def records(cursor: str, **fields: str) -> list[dict[str, str]]:
     """What came after the cursor. Not filtered by journalctl, which skips the first match after a cursor (252)."""
+    subprocess.run(["journalctl", "--sync"], check=True)
     command = ["journalctl", "--after-cursor", cursor, "--output=json", "--all"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = [json.loads(line) for line in text.splitlines()]

@@ -208,7 +208,7 @@ class Nginx:
     def load(self) -> None:
         """Many small bodies, compared; and large ones, which are sent in parts, by their sums."""
         for path in ("", "threads/"):
-            words = ["/usr/bin/wrk", "-t", "2", "-c", "16", "-d", "1s", "-s", "check.lua"]
+            words = ["/usr/bin/wrk", "-t", "2", "-c", "16", "-d", "1s", "--timeout", "30s", "-s", "check.lua"]
             told = self._pressure.tool([*words, f"http://{self.address}/{path}small"])
             ((requests, wrong, errors),) = re.findall(r"requests (\d+) wrong (\d+) errors (\d+)", told)
             assert (wrong, errors) == ("0", "0"), told

@@ -42,6 +42,8 @@ FILTERS = ("no filter", "errno", "trap", "kill", "strict")
 LEAST_AND_MOST = ("no filter", "kill")
 SOME = FILTERS if HERE is None else LEAST_AND_MOST
 """Guests are slow."""
+LIMIT = 1.0 if HERE is None else 3.0
+"""Seconds; a tracer that comes no further is given up after twice that, and looked at before."""
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def cgroup() -> Iterator[Group]:
 def test_frozen_between_the_look_and_the_act(cgroup: Group, filtered: Target) -> None:
     """It stops, but its call waits for the thaw: it is taken back before. Later, its filter would not be suspended."""
     cgroup.take(filtered.pid)
-    halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
+    halted = Halted(filtered, filtered.pid, SEIZED, limit=LIMIT)
     with frozen_v2(cgroup.folder):
         assert halted.is_halted()
         halted.go_on()
@@ -173,7 +175,7 @@ def test_frozen_by_cgroup_v1(reading: Target, trap: Trap, freezer: Path) -> None
 def test_frozen_by_cgroup_v1_between_the_look_and_the_act(filtered: Target, freezer: Path) -> None:
     """It never stops, and so nothing is done to it: the tracer is killed for that. Whatever its filter would do to it
     for the call, it was not suspended, as it is only from the stop on."""
-    halted = Halted(filtered, filtered.pid, SEIZED, limit=1.0)
+    halted = Halted(filtered, filtered.pid, SEIZED, limit=LIMIT)
     with frozen_v1(freezer, filtered.pid):
         assert halted.is_halted()
         halted.go_on()
@@ -191,7 +193,7 @@ def test_frozen_by_cgroup_v1_amid_the_act(built: Built, freezer: Path, kind: str
     with Target(command) as target:
         target.expect("ready")
         target.wait_blocked()
-        halted = Halted(target, target.pid, STOPPED, limit=1.0)
+        halted = Halted(target, target.pid, STOPPED, limit=LIMIT)
         tracer = halted.pid
         with frozen_v1(freezer, target.pid):
             assert halted.is_halted()
@@ -225,7 +227,7 @@ def test_frozen_by_cgroup_v1_amid_the_act_whose_caller_is_cancelled(built: Built
     with Target([built("filters"), "kill"]) as target:
         target.expect("ready")
         target.wait_blocked()
-        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, 1.0)) as tracer:
+        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, LIMIT)) as tracer:
             asyncio.run(scenario(target, tracer))
             wait_until(lambda: procfs.status(ROOT, target.pid)["TracerPid"] == "0")
         assert target.policy() == DEFAULT
@@ -252,7 +254,7 @@ def test_a_tracer_that_was_left_to_a_thread_goes_on_with_no_other(built: Built, 
     with Target([built("family"), "threads", "3"]) as target:
         target.expect("ready")
         target.wait_blocked()
-        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, 1.0)) as tracer:
+        with contextlib.closing(dying_tracer.make(STOPPED, signal.SIGSTOP, LIMIT)) as tracer:
             left = asyncio.run(scenario(target, tracer))
             wait_until(lambda: procfs.stat(ROOT, left).state == "Z")
         assert target.policies() == {DEFAULT}
@@ -319,7 +321,7 @@ def test_a_tracer_more_than_can_be_left_to_frozen_threads(
     with Target([built("family"), "read"]) as target:
         target.expect("ready")
         target.wait_blocked()
-        halted = Halted(target, target.pid, STOPPED, limit=1.0)
+        halted = Halted(target, target.pid, STOPPED, limit=LIMIT)
         with frozen_v1(freezer, target.pid):
             halted.go_on()
             assert halted.said() == (Outcome.DEFERRED, "timeout")

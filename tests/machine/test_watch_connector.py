@@ -61,7 +61,9 @@ def test_who_crashes_is_told_before_its_core_is_dumped_and_after_it() -> None:
             with running(sys.executable, "-c", "import ctypes; print(1, flush=True); ctypes.string_at(0)") as process:
                 number(process)
                 process.wait()
-            await seen.until(lambda hints: any(isinstance(hint, CrashHint) for hint in hints))
+            await seen.until(
+                lambda hints: any(isinstance(hint, CrashHint) and hint.pid == process.pid for hint in hints)
+            )
             mine = [hint for hint in seen.hints if isinstance(hint, (DumpHint, CrashHint)) and hint.pid == process.pid]
             assert mine[0] == DumpHint(process.pid)
             assert [(type(hint), getattr(hint, "signal", 0)) for hint in mine[1:]] == [(CrashHint, 11)]
