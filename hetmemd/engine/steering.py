@@ -149,15 +149,15 @@ class Steering:
         tried: dict[int, ThreadResult] = {}
         reading = await self._reading(record)
         for _ in range(ROUNDS):
-            todo: dict[tuple[Mempolicy, Wanted, Verb], list[int]] = {}
+            todo: dict[tuple[Mempolicy, Wanted, Verb], dict[int, Seen]] = {}
             for tid, seen in reading.threads.items():
                 if seen.decision.verb in (Verb.APPLY, Verb.RESTORE) and tid not in tried:
                     key = (seen.decision.policy, seen.asked, seen.decision.verb)
-                    todo.setdefault(key, []).append(tid)
+                    todo.setdefault(key, {})[tid] = seen
             if not todo or reading.refusal:
                 break
-            for (policy, asked, verb), tids in todo.items():
-                results = await self._act(record, policy, asked, verb, tids)
+            for (policy, asked, verb), threads in todo.items():
+                results = await self._act(record, policy, asked, verb, threads)
                 tried.update((result.tid, result) for result in results)
                 changed = changed or any(result.outcome is Outcome.APPLIED for result in results)
             reading = await self._reading(record)
@@ -304,33 +304,38 @@ class Steering:
     # -- acting
 
     async def _act(
-        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, threads: Mapping[int, Seen]
     ) -> list[ThreadResult]:
+        """`threads` are as the decision about them was taken: the record may come to know nothing of them meanwhile, by
+        an exec that is heard of late or a cpuset that was written."""
         results: list[ThreadResult] = []
-        if verb is Verb.APPLY and not await self._bears_huge_pages(record, policy, tids):
-            results, tids = [ThreadResult(tid, Outcome.REFUSED, "no-huge-pages") for tid in tids], ()
-        for begin in range(0, len(tids), SLICE):
-            results += await self._permitted(record, policy, asked, verb, tids[begin : begin + SLICE])
+        if verb is Verb.APPLY and not await self._bears_huge_pages(record, policy, threads):
+            results, threads = [ThreadResult(tid, Outcome.REFUSED, "no-huge-pages") for tid in threads], {}
+        pairs = list(threads.items())
+        for begin in range(0, len(pairs), SLICE):
+            results += await self._permitted(record, policy, asked, verb, dict(pairs[begin : begin + SLICE]))
         record.acted = _sentence(policy, results)
         record.acted_at = time.time()
         self._witness.application(record.cgroup, record.comm, record.process, policy, asked.why, results)
         return results
 
     async def _permitted(
-        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, threads: Mapping[int, Seen]
     ) -> list[ThreadResult]:
         """The act on as many of the threads as the brakes allow."""
         results: list[ThreadResult] = []
+        tids = list(threads)
         key = asked.key if verb is Verb.APPLY else ""
         async with self._brakes.turn(record.process):
             # Not before: thousands may have had their turn since the threads were read.
-            if hindrance := self._hindrance(record, policy, asked, verb, tids):
+            if hindrance := self._hindrance(record, policy, asked, verb, threads):
                 return [ThreadResult(tid, *hindrance) for tid in tids]
             permit = self._brakes.permit(record.process, record.cgroup, key, len(tids))
             if permit.granted:
                 stops, ended = permit.granted, False  # whoever is cancelled in between may have stopped them
                 try:
-                    results = await self._write(record, policy, verb, tids[: permit.granted])
+                    granted = {tid: threads[tid] for tid in tids[: permit.granted]}
+                    results = await self._write(record, policy, verb, granted)
                     stops = sum(result.stops for result in results)
                     ended = any(result.stops and result.outcome is Outcome.GONE for result in results)
                 finally:
@@ -338,14 +343,14 @@ class Steering:
         return results + [ThreadResult(tid, permit.outcome, permit.reason) for tid in tids[permit.granted :]]
 
     def _hindrance(
-        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, tids: Sequence[int]
+        self, record: Record, policy: Mempolicy, asked: Wanted, verb: Verb, threads: Mapping[int, Seen]
     ) -> tuple[Outcome, str] | None:
         """What has come up against it by now."""
         if self._observing() and asked is not UNDO:
             return Outcome.DEFERRED, "observe"
-        if not self._is_still(asked, record, tids):
+        if not self._is_still(asked, record, list(threads)):
             return Outcome.DEFERRED, "changed"
-        if verb is Verb.APPLY and not self._has_room(policy, _allowed(record, tids)):
+        if verb is Verb.APPLY and not self._has_room(policy, _allowed(threads)):
             return Outcome.REFUSED, "headroom"
         return None
 
@@ -369,19 +374,21 @@ class Steering:
                 return False
         return True
 
-    async def _write(self, record: Record, policy: Mempolicy, verb: Verb, tids: Sequence[int]) -> list[ThreadResult]:
+    async def _write(
+        self, record: Record, policy: Mempolicy, verb: Verb, threads: Mapping[int, Seen]
+    ) -> list[ThreadResult]:
         """The act itself, with the ledger before and after: a daemon that dies in between still knows its own."""
-        before = {tid: self._ledger.marks(record.process).get(tid) for tid in tids}
+        before = {tid: self._ledger.marks(record.process).get(tid) for tid in threads}
         intents: dict[int, Mark | None] = {}
         if verb is Verb.APPLY:
             self._ledger.will_issue(policy)
-            intents = {tid: record.seen[tid].decision.mark for tid in tids if tid in record.seen}
+            intents = {tid: seen.decision.mark for tid, seen in threads.items()}
             self._ledger.set_marks(record.process, intents)
         elif any(mark and mark.replaced != DEFAULT for mark in before.values()):
             self._bequeath(record.process.pid, before)
         # What was looked at may be some time ago by then: an application's own policy, set since, is not overwritten.
-        shown = {record.seen[tid].shown for tid in tids if tid in record.seen}
-        results = await self._acts.apply(record.process, policy, tids, shown)
+        shown = {seen.shown for seen in threads.values()}
+        results = await self._acts.apply(record.process, policy, list(threads), shown)
         marks: dict[int, Mark | None] = {}
         for result in results:
             record.forget_threads({result.tid})
@@ -425,10 +432,10 @@ class Steering:
             return True
         return all(self._headroom.bears(nodes_within(policy, nodes)) for nodes in allowed)
 
-    async def _bears_huge_pages(self, record: Record, policy: Mempolicy, tids: Sequence[int]) -> bool:
+    async def _bears_huge_pages(self, record: Record, policy: Mempolicy, threads: Mapping[int, Seen]) -> bool:
         if policy.mode is not Mode.BIND:
             return True  # and nothing is read for it
-        pid, allowed = record.process.pid, _allowed(record, tids)
+        pid, allowed = record.process.pid, _allowed(threads)
         return await self._readers.call(
             record.process, lambda: clearance.bears(self._root, pid, policy, allowed), patience(self._root, pid)
         )
@@ -484,9 +491,9 @@ class Steering:
                 self._witness.application(record.cgroup, record.comm, record.process, policy, why, results)
 
 
-def _allowed(record: Record, tids: Iterable[int]) -> set[frozenset[int]]:
+def _allowed(threads: Mapping[int, Seen]) -> set[frozenset[int]]:
     """What the cpusets of these threads leave."""
-    return {seen.allowed if (seen := record.seen.get(tid)) else record.allowed for tid in tids}
+    return {seen.allowed for seen in threads.values()}
 
 
 def _is_settled(decision: Decision) -> bool:

@@ -13,10 +13,10 @@ import pytest
 
 from hetmemd.engine.binding import Binder, Wish
 from hetmemd.engine.braking import Permit
-from hetmemd.engine.decide import UNDO, Verb, Wanted
+from hetmemd.engine.decide import UNDO, Decision, Mark, Verb, Wanted
 from hetmemd.engine.following import State
 from hetmemd.engine.ledger import BOOT_ID, Ledger
-from hetmemd.engine.record import Record
+from hetmemd.engine.record import Record, Seen
 from hetmemd.engine.regionwise import Asked, Change
 from hetmemd.engine.steering import Steering
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
@@ -31,6 +31,7 @@ POLICY = Mempolicy(Mode.INTERLEAVE, frozenset({1}))
 WANTED = Wanted(POLICY, "/etc/hetmemd.d/a.toml:1", "key")
 WISH = Wish(Asked(POLICY, scope(("anon",))), "/etc/hetmemd.d/a.toml:1", key="key")
 PROCESS = ProcessId(7, 1007)
+LOCAL = Mempolicy(Mode.LOCAL)
 
 
 class Told:
@@ -48,6 +49,8 @@ class Told:
         self.is_threaded = False
         self.has_room = True
         self.root = Root(Path("/"))
+        self.record = Record(PROCESS, "x", "/a", None)
+        self.expected: set[Mempolicy] = set()
 
     def undone(self, process: ProcessId, cgroup: str) -> bool:
         return self.is_undone
@@ -71,8 +74,8 @@ class Told:
         assert self.lock.locked()
         self.done_with.append((granted, stops, ended))
 
-    async def apply(self, process: ProcessId, policy: Mempolicy, tids: list[int], expected: object) -> Any:
-        self.acted_on = tids
+    async def apply(self, process: ProcessId, policy: Mempolicy, tids: list[int], expected: set[Mempolicy]) -> Any:
+        self.acted_on, self.expected = tids, expected
         return self.threads
 
     async def bind(self, process: ProcessId, requests: Sequence[object]) -> Any:
@@ -136,12 +139,14 @@ async def steer(
         Silent(),
     )
     steering._has_room = lambda policy, allowed: told.has_room  # type: ignore[method-assign]
-    record = Record(PROCESS, "x", "/a", None)
+    record, allowed = told.record, frozenset({0, 1})
     verb = Verb.APPLY if asked.policy else Verb.RESTORE
+    # Each has a policy of its own, which is replaced.
+    decision = Decision(verb, asked.policy or DEFAULT, None, mark=Mark(asked.policy, LOCAL) if asked.policy else None)
+    record.seen = {tid: Seen(LOCAL, LOCAL, allowed, decision, asked) for tid in (7, 8, 9)}
     try:
-        return told, await waits(
-            told, steering._act(record, asked.policy or DEFAULT, asked, verb, [7, 8, 9]), meanwhile
-        )
+        act = steering._act(record, asked.policy or DEFAULT, asked, verb, dict(record.seen))
+        return told, await waits(told, act, meanwhile)
     finally:
         steering.close()
 
@@ -297,3 +302,16 @@ def test_what_is_given_back_on_demand_is_so_whatever_the_switch_says(tmp_path: P
     results = [ThreadResult(7, Outcome.APPLIED, "", stops=1)]
     told, _ = run(tmp_path, lambda root, ledger: steer(root, ledger, Told(3, results), both, UNDO))
     assert told.acted_on == [7, 8, 9]
+
+
+def test_what_is_replaced_is_remembered_also_where_the_record_is_renewed_meanwhile(tmp_path: Path) -> None:
+    """An exec that is heard of late, or a cpuset that is written: it is read anew, but this act is of what was read."""
+    told = Told(3, [ThreadResult(tid, Outcome.APPLIED, "", stops=1) for tid in (7, 8, 9)])
+
+    async def act(root: Root, ledger: Ledger) -> Any:
+        await steer(root, ledger, told, lambda told: told.record.renew())
+        return ledger.marks(PROCESS)
+
+    marks = run(tmp_path, act)
+    assert {tid: mark.replaced for tid, mark in marks.items()} == dict.fromkeys((7, 8, 9), LOCAL)
+    assert told.expected == {LOCAL}, "nor is another written over"
