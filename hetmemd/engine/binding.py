@@ -36,7 +36,7 @@ from hetmemd.engine.regionwise import (
     without,
 )
 from hetmemd.kernel import procfs
-from hetmemd.kernel.mempolicy import DEFAULT, Mode
+from hetmemd.kernel.mempolicy import Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
 from hetmemd.memory import regions
@@ -215,7 +215,7 @@ class Binder:
             allowed,
             marks,
             self._ledger.issued,
-            is_foreign=_is_foreign(record),
+            is_foreign=record.own is not None,
             cleared=self._clearance.cleared(found, asked, allowed),
         )
         return decision, settled(decision.verdicts, marks)
@@ -393,7 +393,7 @@ class Binder:
         said: list[tuple[Outcome, str]] = []
         if wish.asked.scope.is_inclusive:
             # Of threads nothing is asked, so that they had nothing to say.
-            own = next((seen.now for seen in record.seen.values() if seen.now != DEFAULT), None)
+            own = record.own
             said.append((Outcome.FOREIGN, f"own-{own.mode.word}") if own else (Outcome.APPLIED, ""))
         else:
             said.append((record.outcome, record.reason))
@@ -410,15 +410,6 @@ class Binder:
             record.outcomes, record.reasons = frozenset(), frozenset()
         record.outcomes |= {outcome for outcome, _ in said}
         record.reasons |= {reason for _, reason in said if reason}
-
-
-def _is_foreign(record: Record) -> bool:
-    """Whether a thread carries a policy of the application's own (T4)."""
-    return any(
-        seen.decision.outcome in (Outcome.FOREIGN, Outcome.CONTESTED)
-        or (seen.decision.outcome is None and seen.now != DEFAULT)
-        for seen in record.seen.values()
-    )
 
 
 def _sentence(bound: int, undone: int, failed: Counter[str]) -> str:

@@ -77,6 +77,8 @@ class Record:
     """Threads that carry what they should not, and could not be rid of it."""
     contested: frozenset[int] = frozenset()
     """Threads that are, and were said to be."""
+    own: Mempolicy | None = None
+    """A policy of the application's own that a thread carries (T4)."""
     seen: dict[int, Seen] = field(default_factory=dict)
     """Threads that were settled when they were read last, by tid, the one read longest ago first."""
     generation: int = 0

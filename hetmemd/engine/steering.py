@@ -181,7 +181,10 @@ class Steering:
     # -- reading
 
     async def _reading(self, record: Record) -> _Reading:
+        generation = record.generation
         reading = await self._readers.call(record.process, lambda: self._read(record))
+        # Renewed meanwhile: all of it is read again at the next look.
+        record.seen = dict(reading.threads) if record.generation == generation else {}
         self._keep_marks(record, reading)
         return reading
 
@@ -197,15 +200,15 @@ class Steering:
         refusal = self._brakes.refusal(process, record.cgroup)
         wanted = instead or self._wanted_in(record.cgroup, process)
         idle = "" if wanted.leaves_task else wanted.reason
-        tids = procfs.tids(self._root, process.pid)
-        record.forget_threads(set(record.seen) - set(tids))
-        again = set(list(record.seen)[:AGAIN])
+        tids = frozenset(procfs.tids(self._root, process.pid))
+        threads = {tid: seen for tid, seen in dict(record.seen).items() if tid in tids}
+        again = set(list(threads)[:AGAIN])
         allowed = self._allowed(process.pid, procfs.living_thread(self._root, process.pid) or process.pid)
         record.allowed = allowed
         partial = False
         # New ones first: of what was right before, none is lost if the budget ends.
-        for tid in sorted(tids, key=lambda each: (each in record.seen, each)):
-            known = record.seen.get(tid)
+        for tid in sorted(tids, key=lambda each: (each in threads, each)):
+            known = threads.get(tid)
             if (
                 known
                 and tid not in again
@@ -213,13 +216,13 @@ class Steering:
                 and (known.wanted, known.allowed) == (wanted.policy, allowed)
             ):
                 continue
-            if time.monotonic() - began > BUDGET and len(record.seen) > len(again):
+            if time.monotonic() - began > BUDGET and len(threads) > len(again):
                 partial = True
                 break
             try:
                 now = procfs.thread_policy(self._root, process.pid, tid)
                 if now is None:
-                    record.forget_threads({tid})
+                    threads.pop(tid, None)
                     continue  # a zombie, a dead leader or a kernel thread: it has no memory
                 if threaded:
                     path = procfs.cgroup_path(self._root, process.pid, tid)
@@ -228,12 +231,12 @@ class Steering:
                 seen = self._seen(record, tid, now, allowed, marks.get(tid), maker, wanted)
             except OSError as error:
                 if libc.is_gone(error):
-                    record.forget_threads({tid})
+                    threads.pop(tid, None)
                     continue
                 raise
-            record.forget_threads({tid})
-            record.seen[tid] = seen
-        return _Reading(dict(record.seen), frozenset(tids), stat.ppid, partial, refusal, idle)
+            threads.pop(tid, None)
+            threads[tid] = seen  # behind those that were read longer ago
+        return _Reading(threads, tids, stat.ppid, partial, refusal, idle)
 
     def _wanted_in(self, cgroup: str, process: ProcessId) -> Wanted:
         return UNDO if self._brakes.undone(process, cgroup) else self._wanted(cgroup)
@@ -473,8 +476,10 @@ class Steering:
         if reading.threads:
             leader = reading.threads.get(record.process.pid) or next(iter(reading.threads.values()))
             record.now = leader.now
+        settled = {tid: seen for tid, seen in reading.threads.items() if _is_settled(seen.decision)}
+        record.own = next((seen.now for seen in settled.values() if _is_own(seen)), None)
         # Only what is settled need not be read again.
-        record.forget_threads({tid for tid, seen in reading.threads.items() if not _is_settled(seen.decision)})
+        record.forget_threads(reading.threads.keys() - settled.keys())
 
     def _tell_contested(self, record: Record, reading: _Reading) -> None:
         """Said once, when it has come to that."""
@@ -494,6 +499,12 @@ class Steering:
 def _allowed(threads: Mapping[int, Seen]) -> set[frozenset[int]]:
     """What the cpusets of these threads leave."""
     return {seen.allowed for seen in threads.values()}
+
+
+def _is_own(seen: Seen) -> bool:
+    """Whether it carries a policy of the application's own (T4)."""
+    outcome = seen.decision.outcome
+    return outcome in (Outcome.FOREIGN, Outcome.CONTESTED) or (outcome is None and seen.now != DEFAULT)
 
 
 def _is_settled(decision: Decision) -> bool:

@@ -18,7 +18,7 @@ from hetmemd.engine.following import State
 from hetmemd.engine.ledger import BOOT_ID, Ledger
 from hetmemd.engine.record import Record, Seen
 from hetmemd.engine.regionwise import Asked, Change
-from hetmemd.engine.steering import Steering
+from hetmemd.engine.steering import Steering, _Reading
 from hetmemd.kernel.mempolicy import DEFAULT, Mempolicy, Mode
 from hetmemd.kernel.procfs import ProcessId
 from hetmemd.kernel.root import Root
@@ -54,6 +54,9 @@ class Told:
 
     def undone(self, process: ProcessId, cgroup: str) -> bool:
         return self.is_undone
+
+    def about(self, process: ProcessId, cgroup: str, reason: str) -> str:
+        return ""
 
     def moves_to(self, cgroup: str, *tids: int) -> None:
         """A process, or these of its threads."""
@@ -122,12 +125,10 @@ async def waits(told: Told, act: Coroutine[Any, Any, Any], meanwhile: Meanwhile)
     return await task
 
 
-async def steer(
-    root: Root, ledger: Ledger, told: Told, meanwhile: Meanwhile = lambda told: None, asked: Wanted = WANTED
-) -> Any:
+def steering_of(root: Root, ledger: Ledger, told: Told) -> Steering:
     told.root = root
     told.moves_to("/a")
-    steering = Steering(
+    return Steering(
         root,
         ledger,
         told,  # type: ignore[arg-type]
@@ -138,6 +139,12 @@ async def steer(
         told,  # type: ignore[arg-type]
         Silent(),
     )
+
+
+async def steer(
+    root: Root, ledger: Ledger, told: Told, meanwhile: Meanwhile = lambda told: None, asked: Wanted = WANTED
+) -> Any:
+    steering = steering_of(root, ledger, told)
     steering._has_room = lambda policy, allowed: told.has_room  # type: ignore[method-assign]
     record, allowed = told.record, frozenset({0, 1})
     verb = Verb.APPLY if asked.policy else Verb.RESTORE
@@ -315,3 +322,26 @@ def test_what_is_replaced_is_remembered_also_where_the_record_is_renewed_meanwhi
     marks = run(tmp_path, act)
     assert {tid: mark.replaced for tid, mark in marks.items()} == dict.fromkeys((7, 8, 9), LOCAL)
     assert told.expected == {LOCAL}, "nor is another written over"
+
+
+def test_a_policy_of_its_own_is_known_also_where_the_record_is_renewed_amid_the_reading(tmp_path: Path) -> None:
+    """Or its regions would be bound."""
+    told = Told(0, [])
+    decision = Decision(Verb.LEAVE, LOCAL, Outcome.FOREIGN, "own-local")
+    own = {7: Seen(LOCAL, LOCAL, frozenset({0, 1}), decision, WANTED)}
+
+    def read(record: Record) -> _Reading:
+        record.renew()
+        return _Reading(own, frozenset({7}), 1, False, "", "")
+
+    async def act(root: Root, ledger: Ledger) -> None:
+        steering = steering_of(root, ledger, told)
+        steering._read = read  # type: ignore[method-assign,assignment]
+        try:
+            await steering.look(told.record)
+        finally:
+            steering.close()
+
+    run(tmp_path, act)
+    assert told.record.own == LOCAL
+    assert not told.record.seen, "all is to be read anew"
