@@ -96,13 +96,12 @@ def move_request(where: str | None, weights: str | None) -> Request:
         if not sign or not number.isdecimal() or not 1 <= int(number) <= 255:
             raise ValueError(f'--weights: {part!r}: write it like "0=3,1=1", with 1 to 255')
         pairs.append((_nodes(name, "--weights"), int(number)))
-    given = weighing.by_numbers(pairs)
-    for node, (first, *others) in given.items():
+    for node, (first, *others) in weighing.by_numbers(pairs).items():
         if others:
             raise ValueError(f"--weights: node {node} has two weights, {first} and {others[0]}")
     named = _nodes(where or "+".join(named.text for named, _ in pairs))
-    if named.is_plain and (besides := sorted(given.keys() - named.plainly)):
-        raise ValueError(f"--weights: node {besides[0]} is not among --nodes {where}")
+    if besides := weighing.besides(named, pairs):
+        raise ValueError(f"--weights: node {min(besides)} is not among --nodes {where}")
     return Request(Mode.WEIGHTED_INTERLEAVE, named, tuple(pairs))
 
 

@@ -201,6 +201,7 @@ class Steering:
         wanted = instead or self._wanted_in(record.cgroup, process)
         idle = "" if wanted.leaves_task else wanted.reason
         tids = frozenset(procfs.tids(self._root, process.pid))
+        # Of a copy, and into one: the loop may renew the record meanwhile.
         threads = {tid: seen for tid, seen in dict(record.seen).items() if tid in tids}
         again = set(list(threads)[:AGAIN])
         allowed = self._allowed(process.pid, procfs.living_thread(self._root, process.pid) or process.pid)

@@ -12,7 +12,7 @@ from hetmemd.machine import topology
 from hetmemd.machine.topology import Machine
 from hetmemd.policy import files, library, placing, surroundings, weighing
 from hetmemd.policy.faults import Caution, Fault
-from hetmemd.policy.language import Request, Table
+from hetmemd.policy.language import Table
 from hetmemd.policy.library import Library, PolicyFile
 from hetmemd.policy.locate import Place, line_of, locate
 from hetmemd.policy.matching import Matcher, Reach
@@ -128,20 +128,13 @@ def _about_table(table: Table, machine: Machine, lines: Mapping[Place, int]) -> 
             yield caution("home_node", f"there is no node {request.home_node} on this machine", "it is left out (I6)")
         if is_relative and any(selector != "all" for selector in request.nodes.selectors):
             yield caution("nodes", "a selector with relative nodes", "relative nodes count places in the cpuset")
-        if besides := _besides(request):
+        if not isinstance(request.weights, str) and (besides := weighing.besides(request.nodes, request.weights)):
             message = f"weights name node {nodelist.format_list(besides)}, which is not among nodes"
             yield caution("weights", message, "such a weight does nothing")
         placed = placing.place(request, machine, Confines(), None)
         if placed.placement is None:
             key = "weights" if "weight" in placed.notes[-1] else "nodes"
             yield caution(key, placed.notes[-1])
-
-
-def _besides(request: Request) -> frozenset[int]:
-    """Nodes that are given a weight by number, and no memory; none where selectors leave that to the machine."""
-    if request.nodes is None or not request.nodes.is_plain or not isinstance(request.weights, tuple):
-        return frozenset()
-    return frozenset(weighing.by_numbers(request.weights)) - request.nodes.plainly
 
 
 def _about_matching(

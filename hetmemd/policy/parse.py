@@ -17,7 +17,6 @@ from hetmemd.policy.locate import Place, line_of
 
 _MOST_FAULTS = 100
 """Of one file: a large file of another kind would have one in every line, each with its search for a hint."""
-"""Numbers mean the same on every machine, so this one serves."""
 _SOME = nodes.parse("all")
 """Stands for an expression with a fault: which nodes were meant is not known."""
 

@@ -20,6 +20,11 @@ def by_numbers(given: Sequence[tuple[NodeSet, int]]) -> dict[int, list[int]]:
     return found
 
 
+def besides(chosen: NodeSet, given: Sequence[tuple[NodeSet, int]]) -> frozenset[int]:
+    """Nodes that are given a weight by number, and no memory; none where a selector leaves that to the machine."""
+    return frozenset(by_numbers(given)) - chosen.plainly if chosen.is_plain else frozenset()
+
+
 def explicit(
     given: Sequence[tuple[NodeSet, int]], seats: Mapping[int, int], machine: Machine, cpus: frozenset[int] | None = None
 ) -> dict[int, int]:
