@@ -38,6 +38,12 @@ def systemctl(*words: str) -> str:
     return subprocess.run(["systemctl", *words], check=True, capture_output=True, text=True).stdout.strip()
 
 
+def journalctl(*words: str) -> str:
+    """With all that was written so far."""
+    subprocess.run(["journalctl", "--sync"], check=True)
+    return subprocess.run(["journalctl", *words], check=True, capture_output=True, text=True).stdout
+
+
 def drop(name: str, text: str, folder: Path = FILES) -> Path:
     """A policy file, complete at once: written beside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.daemon import FILES, Group, drop, eventually, hetmemctl, own_policy, policy, shown, systemctl, told
+from tests.guest.daemon import (
+    FILES,
+    Group,
+    drop,
+    eventually,
+    hetmemctl,
+    journalctl,
+    own_policy,
+    policy,
+    shown,
+    systemctl,
+    told,
+)
 from tests.running import running
 
 pytestmark = pytest.mark.lab
@@ -70,12 +82,9 @@ def test_L2_restore_on_a_stop_and_on_no_restart(group: Group) -> None:
         systemctl("start", "hetmemd")
         systemctl("stop", "hetmemd")
         assert (shown(plain.pid), shown(own.pid)) == ("default", before)
-        subprocess.run(["journalctl", "--sync"], check=True)
-        journal = subprocess.run(
-            ["journalctl", "-u", "hetmemd", "-o", "cat"], capture_output=True, text=True, check=True
-        )
-        assert "policies stay in force: it is a restart" in journal.stdout
-        assert "given back to 2 threads" in journal.stdout
+        journal = journalctl("-u", "hetmemd", "-o", "cat")
+        assert "policies stay in force: it is a restart" in journal
+        assert "given back to 2 threads" in journal
         systemctl("start", "hetmemd")
         eventually("both hold it again", lambda: {shown(plain.pid), shown(own.pid)} == {THREE_TO_ONE})
 

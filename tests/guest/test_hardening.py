@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.daemon import Child, Group, drop, eventually, metrics, policy, shown, told
+from tests.guest.daemon import Child, Group, drop, eventually, journalctl, metrics, policy, shown, told
 from tests.running import running
 
 pytestmark = pytest.mark.usefixtures("service")
@@ -75,9 +74,7 @@ def notes() -> str:
 
 
 def journal() -> str:
-    subprocess.run(["journalctl", "--sync"], check=True)
-    command = ["journalctl", "--unit=hetmemd", "--output=cat", "--boot"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return journalctl("--unit=hetmemd", "--output=cat", "--boot")
 
 
 @HARDENED

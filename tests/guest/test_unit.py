@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hetmemd.report import messages
-from tests.guest.daemon import FILES, drop, eventually, metrics, policy, shown, systemctl
+from tests.guest.daemon import FILES, drop, eventually, journalctl, metrics, policy, shown, systemctl
 
 pytestmark = pytest.mark.lab
 
@@ -34,8 +34,7 @@ def service() -> Generator[None, None, None]:
 @pytest.fixture
 def cursor() -> str:
     """The end of the journal, as it is now."""
-    shown = subprocess.run(["journalctl", "-n0", "--show-cursor"], check=True, capture_output=True, text=True).stdout
-    return shown.rpartition("-- cursor: ")[2].strip()
+    return journalctl("-n0", "--show-cursor").rpartition("-- cursor: ")[2].strip()
 
 
 def main_pid() -> int:
@@ -49,9 +48,7 @@ def status_field(pid: int, name: str) -> str:
 
 def records(cursor: str, **fields: str) -> list[dict[str, str]]:
     """What came after the cursor. Not filtered by journalctl, which skips the first match after a cursor (252)."""
-    subprocess.run(["journalctl", "--sync"], check=True)
-    command = ["journalctl", "--after-cursor", cursor, "--output=json", "--all"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = journalctl("--after-cursor", cursor, "--output=json", "--all")
     found = [json.loads(line) for line in text.splitlines()]
     return [record for record in found if all(record.get(name) == value for name, value in fields.items())]
 
@@ -112,9 +109,7 @@ def test_an_application_is_one_record_with_who_what_and_why(cursor: str) -> None
     assert told["THREADS"] == told["APPLIED"] == "1"
     # What is staged below a folder cannot do this: packaging/install on a machine does.
     subprocess.run(["journalctl", "--update-catalog"], check=True)
-    explained = subprocess.run(
-        ["journalctl", "-x", f"HETMEMD_PID={pid}"], check=True, capture_output=True, text=True
-    ).stdout
+    explained = journalctl("-x", f"HETMEMD_PID={pid}")
     assert f"Process {pid} (sleep) was given a memory policy" in explained, "from the catalog"
 
 
